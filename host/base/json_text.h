@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* JSON that may come from anyone, parsed by Jansson within bounds on size, depth and node count. */
+#ifndef DOSEMAP_BASE_JSON_TEXT_H
+#define DOSEMAP_BASE_JSON_TEXT_H
+
+#include <jansson.h>
+
+#include "dosemap.h"
+
+#define JSON_MAX_BYTES ((size_t)8 << 20)
+#define JSON_MAX_DEPTH 64
+#define JSON_MAX_NODES 1000000
+
+/* Strict: duplicate keys, NaN/Infinity, trailing text and invalid UTF-8 are errors. `where` names
+ * the file for messages, which give line and column. The result is the caller's (json_decref). */
+dm_status json_parse(const char *text, size_t size, const char *where, json_t **root,
+                     dm_error *err);
+
+/* Reads at most JSON_MAX_BYTES of a file and parses it. */
+dm_status json_parse_file(const char *path, json_t **root, dm_error *err);
+
+/* Serialised with two-space indent and keys in insertion order; dm_string_free. NaN members are not
+ * representable: callers put json_null() or "n/a". */
+dm_status json_print(const json_t *root, char **text, dm_error *err);
+
+#endif

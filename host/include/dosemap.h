@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * dosemap: voxel-wise absorbed-dose maps of 177Lu-PSMA therapy, predicted from the PET before it.
+ * For research; not for clinical decisions.
+ *
+ * Conventions that hold for every function here
+ *   Errors    Functions that can fail return a dm_status and fill `err` (may be NULL). On failure
+ *             every output pointer is set to NULL and no output file stays behind. The library
+ *             never prints, exits or aborts.
+ *   Memory    dm_X_free accepts NULL. Strings that a function hands out as `char **` are released
+ *             with dm_string_free; `const char *` belong to the object they came from.
+ *   Threads   Different objects may be used by different threads at the same time. One object may
+ *             be read (const) by many threads; everything else on it is one thread at a time.
+ *   Volumes   x is the fastest axis, as in NIfTI: voxel (i, j, k) is data[i + dim[0]*(j + dim[1]*k)].
+ *   Unknown   A double that is not known is NAN, never 0.
+ */
+#ifndef DOSEMAP_H
+#define DOSEMAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define DM_API __attribute__((visibility("default")))
+#else
+#define DM_API
+#endif
+
+/* ---- Status and errors ------------------------------------------------------------------------ */
+
+/* The numbers never change; the gaps are for later kinds. */
+typedef enum dm_status {
+    DM_OK = 0,
+    DM_ERROR_IO = 10,          /* a file cannot be opened, read or written */
+    DM_ERROR_FORMAT = 20,      /* a file does not hold what its format promises */
+    DM_ERROR_VALUE = 30,       /* an argument or an input value is missing or out of range */
+    DM_ERROR_UNSUPPORTED = 40, /* valid, but not something this build or program handles */
+    DM_ERROR_MEMORY = 50,
+    DM_ERROR_DEVICE = 60,
+    DM_CANCELLED = 70 /* the progress callback asked to stop */
+} dm_status;
+
+/* Owned by the caller; zero-initialise it. All strings are NUL-terminated, possibly truncated. */
+typedef struct dm_error {
+    dm_status status;
+    char where[512];  /* file, and the place in it; empty if no file is involved */
+    char what[512];   /* what is wrong, with the value that was found */
+    char remedy[512]; /* what to do about it; may be empty */
+} dm_error;
+
+/* "WHERE: WHAT; REMEDY" in one line. Returns `buffer`. Always terminates when size > 0. */
+DM_API char *dm_error_text(const dm_error *err, char *buffer, size_t size);
+
+DM_API const char *dm_status_name(dm_status status);
+
+DM_API void dm_string_free(char *string);
+
+/* "1.2.3" of the running library. Static. */
+DM_API const char *dm_version(void);
+
+/* ---- Volumes ---------------------------------------------------------------------------------- */
+
+/* Where voxels lie. `affine` takes a voxel index (i, j, k, 1) to millimetres in RAS space, as the
+ * file's sform (or else its qform, or else its pixel sizes) says; spacing_mm are its column norms. */
+typedef struct dm_grid {
+    size_t dim[3];
+    double spacing_mm[3];
+    double affine[3][4];
+} dm_grid;
+
+/* A 3D volume in float32, x fastest. `header` keeps the NIfTI header that it was read with, so that
+ * what is written on this grid has the same qform and sform; NULL for volumes made in memory. */
+typedef struct dm_volume {
+    dm_grid grid;
+    float *data;
+    bool owns_data;
+    struct nifti_header_copy *header;
+} dm_volume;
+
+/* Number of voxels, dim[0]*dim[1]*dim[2]. */
+DM_API size_t dm_grid_voxels(const dm_grid *grid);
+
+/* True if both grids have the same size and no corner lies further apart than a tenth of the
+ * smallest voxel edge. `reason` (may be NULL) receives what differs. */
+DM_API bool dm_grid_equal(const dm_grid *a, const dm_grid *b, char *reason, size_t reason_size);
+
+/* Reads NIfTI-1 or -2, .nii, .nii.gz or .nii.zst (told by content, not by name), any integer or
+ * float datatype, either byte order, scl_slope and scl_inter applied; 3D, or more dimensions of
+ * size 1. Values keep the file's unit. Errors: IO, FORMAT, UNSUPPORTED (complex, RGB, 4D series),
+ * MEMORY. */
+DM_API dm_status dm_volume_read(const char *path, dm_volume **volume, dm_error *err);
+
+/* A zero-filled volume on `grid` (spacing_mm is derived from the affine). */
+DM_API dm_status dm_volume_create(const dm_grid *grid, dm_volume **volume, dm_error *err);
+
+/* A zero-filled volume on the grid, and with the header, of `like`. */
+DM_API dm_status dm_volume_create_like(const dm_volume *like, dm_volume **volume, dm_error *err);
+
+/* Borrows `data`, which must outlive the volume and is not written to unless the volume is used as
+ * an output. */
+DM_API dm_status dm_volume_view(const dm_grid *grid, float *data, dm_volume **volume,
+                                dm_error *err);
+
+DM_API void dm_volume_free(dm_volume *volume);
+
+/* Writes float32 NIfTI to .nii, .nii.gz or .nii.zst (told by the name), with the qform, sform and
+ * codes of the volume's header; NIfTI-2 only where that header was, or a dimension exceeds 32767.
+ * The bytes do not depend on `threads` (0: all cores). The file appears whole or not at all. */
+DM_API dm_status dm_volume_write(const dm_volume *volume, const char *path, unsigned threads,
+                                 dm_error *err);
+
+/* True if every voxel is finite; otherwise `ijk` (may be NULL) is the first that is not. */
+DM_API bool dm_volume_all_finite(const dm_volume *volume, size_t ijk[3]);
+
+/* ---- PET quantification ----------------------------------------------------------------------- */
+
+typedef enum dm_units {
+    DM_UNITS_UNKNOWN = 0,
+    DM_UNITS_SUV = 1,  /* body-weight SUV, g/mL */
+    DM_UNITS_BQML = 2, /* Bq/mL */
+    DM_UNITS_KBQML = 3 /* kBq/mL */
+} dm_units;
+
+/* The time to which an image is decay-corrected. */
+typedef enum dm_decay {
+    DM_DECAY_UNKNOWN = 0,
+    DM_DECAY_INJECTION = 1, /* DICOM ADMIN */
+    DM_DECAY_START = 2,     /* start of the series */
+    DM_DECAY_NONE = 3       /* not corrected: as at the frame's own mid-time, taken as scan_time_s */
+} dm_decay;
+
+/* What a model's input or output means physically. */
+typedef enum dm_quantity {
+    DM_QUANTITY_UNKNOWN = 0,
+    DM_QUANTITY_UPTAKE = 1, /* SUV normalised to 78.7 kg: Bq/mL / injected Bq * 78700 g; what dose scales with */
+    DM_QUANTITY_SUV = 2,
+    DM_QUANTITY_HU = 3,
+    DM_QUANTITY_DOSE_PER_ACTIVITY = 4 /* Gy per GBq administered */
+} dm_quantity;
+
+#define DM_REFERENCE_WEIGHT_KG 78.7
+
+/* What is known about a PET. Unknown doubles are NAN. Times are seconds on one common clock (any
+ * origin; time of day, say). */
+typedef struct dm_pet_info {
+    dm_units units;
+    dm_decay decay;
+    double body_weight_kg;
+    double injected_mbq;     /* at injection_time_s */
+    double residual_mbq;     /* left in the syringe, at injection_time_s; NAN counts as none */
+    double half_life_s;      /* of the PET nuclide */
+    double injection_time_s;
+    double scan_time_s;      /* start of the series; for DM_DECAY_NONE the time the voxels refer to */
+    char radionuclide[16];   /* as in "Ga68"; empty if unknown */
+    char tracer[64];
+    char sidecar[512];       /* the sidecar that was read; empty if none */
+} dm_pet_info;
+
+/* Everything unknown. */
+DM_API void dm_pet_info_init(dm_pet_info *info);
+
+/* Fills `info` from the BIDS-PET or dcm2niix JSON beside `pet_path` (same name, .json). Without
+ * such a file `info` is only initialised. Errors: FORMAT, VALUE (negative activity, unknown unit). */
+DM_API dm_status dm_pet_info_read(const char *pet_path, dm_pet_info *info, dm_error *err);
+
+/* "13:06:28.148", "2018-11-15T09:22:00" or plain seconds to seconds. Times of day are seconds
+ * after midnight, dates seconds on a continuous clock. */
+DM_API dm_status dm_time_parse(const char *text, double *seconds, dm_error *err);
+
+/* T1/2 in seconds of "Ga68", "68Ga", "F18", "Lu177", ... (ICRP 107); NAN if not in the list. */
+DM_API double dm_half_life_s(const char *radionuclide);
+
+/* The factor from stored PET values to `quantity` (DM_QUANTITY_UPTAKE or DM_QUANTITY_SUV).
+ * With m = weight (g), A = injected activity decayed to the image's reference time (Bq):
+ * SUV = C*m/A, uptake = C*78700/A = SUV*78.7/weight. Fails with DM_ERROR_VALUE naming the missing
+ * value and the command-line option that gives it; nothing is ever guessed. */
+DM_API dm_status dm_pet_factor(const dm_pet_info *info, dm_quantity quantity, double *factor,
+                               dm_error *err);
+
+/* ---- Labels ----------------------------------------------------------------------------------- */
+
+/* Named structures on a grid; they may overlap. */
+typedef struct dm_labels dm_labels;
+
+/* `path`: one multi-label NIfTI (each non-zero integer is a structure) or a folder with one mask
+ * per structure (non-zero is inside; the file's name is the structure's). `names_path`: JSON or TSV
+ * that maps ids to names, or NULL: then NAME.json / NAME.tsv beside the label file are looked for;
+ * ids without a name are called "label_ID". "totalsegmentator:total" and
+ * "totalsegmentator:head_glands_cavities" name TotalSegmentator's ids. */
+DM_API dm_status dm_labels_read(const char *path, const char *names_path, dm_labels **labels,
+                                dm_error *err);
+
+/* Borrows nothing. ids: one integer per voxel of `grid`, 0 is background. */
+DM_API dm_status dm_labels_create(const dm_grid *grid, const int32_t *ids, dm_labels **labels,
+                                  dm_error *err);
+
+DM_API void dm_labels_free(dm_labels *labels);
+DM_API const dm_grid *dm_labels_grid(const dm_labels *labels);
+DM_API size_t dm_labels_count(const dm_labels *labels);
+DM_API const char *dm_labels_name(const dm_labels *labels, size_t index);
+DM_API int32_t dm_labels_id(const dm_labels *labels, size_t index);
+DM_API size_t dm_labels_voxels(const dm_labels *labels, size_t index);
+
+/* The same structures on `grid` by nearest neighbour: a voxel belongs by its centre. */
+DM_API dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid,
+                                    dm_labels **resampled, dm_error *err);
+
+/* ---- Dose-volume histograms ------------------------------------------------------------------- */
+
+/* Dose unit: Gy, or Gy/GBq where the map is per administered activity. Dx: lowest dose of the
+ * hottest x % of the volume, by linear interpolation of the exact sorted volume curve; D2cc: of the
+ * hottest 2 cm3, NAN for smaller structures. A structure without voxels has NAN everywhere. */
+typedef struct dm_structure_dose {
+    const char *name;
+    int32_t id;
+    size_t voxels;
+    double volume_cm3;
+    double mean, minimum, maximum;
+    double d2, d50, d95, d98, d2cc;
+    const double *v_percent;    /* volume (%) that receives at least each threshold asked for */
+    size_t bins;                /* dose bins of `bin_width`, from 0; the last one holds the maximum */
+    double bin_width;           /* min(0.01, maximum/1000) */
+    const uint64_t *histogram;  /* differential: voxels in [b*bin_width, (b+1)*bin_width) */
+} dm_structure_dose;
+
+typedef struct dm_dvh dm_dvh;
+
+typedef struct dm_dvh_options {
+    const double *v_thresholds; /* doses for Vx, in the map's unit; NULL for none */
+    size_t n_v_thresholds;
+    bool per_activity;          /* the map is Gy/GBq instead of Gy */
+    unsigned threads;           /* 0: all cores */
+} dm_dvh_options;
+
+/* The dose map and the labels must lie on the same grid (dm_grid_equal). `options` may be NULL. */
+DM_API dm_status dm_dvh_compute(const dm_volume *dose, const dm_labels *labels,
+                                const dm_dvh_options *options, dm_dvh **dvh, dm_error *err);
+DM_API void dm_dvh_free(dm_dvh *dvh);
+DM_API size_t dm_dvh_count(const dm_dvh *dvh);
+/* Borrowed from `dvh`. */
+DM_API const dm_structure_dose *dm_dvh_structure(const dm_dvh *dvh, size_t index);
+
+/* Organ table: one row per structure. Undefined values are BIDS "n/a". Written whole or not at all. */
+DM_API dm_status dm_dvh_write_organs(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
+/* Cumulative curves: columns dose, then volume (cm3) and volume (%) per structure. */
+DM_API dm_status dm_dvh_write_curves(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
+/* Organ table as a JSON array. */
+DM_API dm_status dm_dvh_json(const dm_dvh *dvh, char **json, dm_error *err);
+
+/* ---- Models ----------------------------------------------------------------------------------- */
+
+typedef struct dm_model dm_model;
+
+/* Reads and validates a weights file (.safetensors.zst or .safetensors with graph and card in its
+ * metadata; weights/FORMAT.md). Nothing in it is ever executed. */
+DM_API dm_status dm_model_load(const char *path, dm_model **model, dm_error *err);
+DM_API void dm_model_free(dm_model *model);
+DM_API const char *dm_model_name(const dm_model *model);
+DM_API const char *dm_model_path(const dm_model *model);
+DM_API dm_quantity dm_model_input_quantity(const dm_model *model);
+
+/* The model's card, and its graph, as JSON text; borrowed. */
+DM_API const char *dm_model_card_json(const dm_model *model);
+DM_API const char *dm_model_graph_json(const dm_model *model);
+
+typedef enum dm_precision {
+    DM_PRECISION_AUTO = 0,
+    DM_PRECISION_FLOAT32 = 1,
+    DM_PRECISION_TF32 = 2,
+    DM_PRECISION_BF16 = 3,
+    DM_PRECISION_FP16 = 4
+} dm_precision;
+
+/* What `dosemap inspect` prints: card, graph, plan for a tile of `tile` voxels (x, y, z; NULL: the
+ * training patch) in `precision`, FLOPs, bytes and arena size. JSON if `as_json`, else text. */
+DM_API dm_status dm_model_describe(const dm_model *model, const size_t tile[3],
+                                   dm_precision precision, bool as_json, char **text,
+                                   dm_error *err);
+
+/* ---- Prediction ------------------------------------------------------------------------------- */
+
+typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
+
+/* Called from the thread that runs the prediction, with the share done in [0, 1] and the name of
+ * the stage. A non-zero return cancels. */
+typedef int (*dm_progress)(void *user, double share, const char *stage);
+
+#define DM_TILE_WHOLE SIZE_MAX
+
+typedef struct dm_predict_options {
+    size_t tile[3];           /* x, y, z voxels of the model grid; 0: the training patch;
+                                 DM_TILE_WHOLE: the whole volume */
+    bool force_tile;          /* allow a larger tile with InstanceNorm or GroupNorm */
+    double overlap;           /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile */
+    dm_blend blend;
+    double skip_air;          /* windows whose maximum, in the input quantity, lies below it are
+                                 taken as zero dose; NAN: the card's; -INFINITY: off */
+    dm_precision precision;
+    const char *device;       /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
+    unsigned threads;         /* 0: OMP_NUM_THREADS, then all cores */
+    unsigned batch;           /* windows per call of the network; 0: chosen */
+    double activity_gbq;      /* therapy activity: the map is Gy; NAN: Gy/GBq */
+    bool nan_to_zero;         /* take NaN and Inf voxels as 0 instead of failing */
+    const double *v_thresholds; /* for Vx of the DVHs */
+    size_t n_v_thresholds;
+    dm_progress progress;     /* may be NULL */
+    void *progress_user;
+} dm_predict_options;
+
+DM_API void dm_predict_options_init(dm_predict_options *options);
+
+/* A model made ready on a device with these options; reusable over many PETs, one at a time. Keeps
+ * a reference to `model`, which must outlive it; copies `options`. */
+typedef struct dm_predictor dm_predictor;
+DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *options,
+                                     dm_predictor **predictor, dm_error *err);
+DM_API void dm_predictor_free(dm_predictor *predictor);
+
+/* One patient's result. */
+typedef struct dm_prediction dm_prediction;
+
+/* pet: stored values; info: how to quantify them; labels: NULL or structures on the PET's grid (else
+ * DM_ERROR_VALUE). The dose map lies on the PET's grid. */
+DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet,
+                                  const dm_pet_info *info, const dm_labels *labels,
+                                  dm_prediction **prediction, dm_error *err);
+DM_API void dm_prediction_free(dm_prediction *prediction);
+/* Gy, or Gy/GBq without an activity. Borrowed. */
+DM_API const dm_volume *dm_prediction_dose(const dm_prediction *prediction);
+/* NULL without labels. Borrowed. */
+DM_API const dm_dvh *dm_prediction_dvh(const dm_prediction *prediction);
+/* Provenance as JSON: options, model, device, precision, windows run and skipped, stage times.
+ * Borrowed. */
+DM_API const char *dm_prediction_provenance_json(const dm_prediction *prediction);
+
+/* Files that a prediction came from, for the sidecar; any may be NULL. */
+typedef struct dm_sources {
+    const char *pet_path;
+    const char *labels_path;
+    const char *command_line;
+} dm_sources;
+
+/* Paths that dm_prediction_write would write for OUT.nii[.gz|.zst]: the dose map, OUT.json, and
+ * with labels OUT_dvh.tsv and OUT_organs.tsv. */
+typedef struct dm_output_paths {
+    char dose[4096], sidecar[4096], dvh[4096], organs[4096];
+} dm_output_paths;
+DM_API dm_status dm_output_paths_from(const char *dose_path, dm_output_paths *paths, dm_error *err);
+
+/* Writes the dose map, then DVH and organ table where there are labels, then the sidecar, which
+ * holds the checksums of all of them. Each appears whole or not at all; a failure removes what this
+ * call has written. */
+DM_API dm_status dm_prediction_write(const dm_prediction *prediction, const char *dose_path,
+                                     const dm_sources *sources, unsigned threads, dm_error *err);
+
+/* True if the sidecar of `dose_path` exists and the dose map beside it has the checksum it names:
+ * the prediction is finished. */
+DM_API bool dm_prediction_is_complete(const char *dose_path);
+
+/* ---- This installation ------------------------------------------------------------------------ */
+
+/* What `dosemap doctor` prints: versions, libraries, CPU features, devices, model search path. */
+DM_API dm_status dm_doctor(bool as_json, char **text, dm_error *err);
+
+/* The weights used when none are named: $DOSEMAP_MODEL, then the installed data folder, then
+ * weights/ of the build tree. */
+DM_API dm_status dm_default_model_path(char *path, size_t size, dm_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

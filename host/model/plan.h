@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The plan: what a backend runs for one tile size. Made from a graph by folding BatchNormalization
+ * into convolutions, joining pointwise operations to the step before, writing concatenations in
+ * place, and laying all activations into one arena.
+ *
+ * Activations are channels-last: (N, D, H, W, C) with D, H, W = z, y, x. A tensor may be a view into
+ * the channels of a wider one (`pitch` > `channels`): that is how concatenation costs nothing.
+ */
+#ifndef DOSEMAP_MODEL_PLAN_H
+#define DOSEMAP_MODEL_PLAN_H
+
+#include "model/graph.h"
+
+typedef enum element_type { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 } element_type;
+size_t element_size(element_type type);
+
+typedef struct plan_tensor {
+    const char *name;
+    size_t channels;
+    size_t dim[3];        /* z, y, x */
+    size_t pitch;         /* elements from one voxel to the next */
+    size_t channel_start; /* of the view inside its buffer */
+    element_type type;
+    size_t offset;        /* bytes from the arena's start to the BUFFER (not the view), per sample:
+                             at batch n the buffer starts at n*offset */
+    size_t buffer_bytes;  /* of the whole buffer, per sample, a multiple of 64 */
+} plan_tensor;
+
+/* One pointwise operation on the running value v of a step's chain. */
+typedef enum chain_op {
+    CHAIN_ADD_TENSOR,  /* v + t */
+    CHAIN_MUL_TENSOR,  /* v * t */
+    CHAIN_SUB_TENSOR,  /* v - t */
+    CHAIN_RSUB_TENSOR, /* t - v */
+    CHAIN_AFFINE,      /* scale[c]*v + shift[c] */
+    CHAIN_RELU,
+    CHAIN_LEAKY_RELU,  /* alpha */
+    CHAIN_PRELU,       /* scale[c] as slope */
+    CHAIN_ELU,         /* alpha */
+    CHAIN_GELU,
+    CHAIN_GELU_TANH,
+    CHAIN_SIGMOID,
+    CHAIN_TANH,
+    CHAIN_SOFTPLUS
+} chain_op;
+
+typedef struct chain_link {
+    chain_op op;
+    int tensor;          /* for *_TENSOR: same size as the result, or 1 channel and/or 1x1x1 voxels,
+                            then broadcast */
+    float alpha;
+    const float *scale;  /* per channel, owned by the plan */
+    const float *shift;
+} chain_link;
+
+typedef enum step_kind {
+    STEP_CONV,
+    STEP_CONV_TRANSPOSE,
+    STEP_NORM,        /* instance (groups == channels) or group normalisation, affine */
+    STEP_POINTWISE,   /* the chain alone, on in */
+    STEP_MAX_POOL,
+    STEP_AVERAGE_POOL,
+    STEP_GLOBAL_AVERAGE_POOL,
+    STEP_RESIZE,
+    STEP_PAD,
+    STEP_SLICE,
+    STEP_COPY         /* into a part of a concatenation that could not be written in place */
+} step_kind;
+
+typedef struct plan_step {
+    step_kind kind;
+    const char *name;
+    const graph_node *node; /* attributes (kernel, stride, ...); NULL for STEP_COPY and POINTWISE */
+    int in, out;            /* tensors */
+    const float *weight;    /* STEP_CONV (O, I/g, kz, ky, kx), STEP_CONV_TRANSPOSE (I, O/g, kz, ky, kx); folded */
+    const float *bias;      /* per output channel, NULL for none */
+    const float *scale, *shift; /* STEP_NORM: affine, NULL for none */
+    size_t n_chain;
+    chain_link *chain;      /* applied to the result in float before it is stored */
+    double flops;           /* per sample, multiply and add counted as two, padding taps included */
+    double useful_flops;    /* without taps on padding */
+    double bytes;           /* read and written per sample, weights not counted */
+    double weight_bytes;
+} plan_step;
+
+/* What a backend's convolutions can do, so that the plan can decide about views. */
+typedef struct plan_options {
+    size_t tile[3];             /* z, y, x */
+    element_type type;          /* of activations; the network's output is always float32 */
+    bool conv_reads_views;      /* convolutions read a view (pitch > channels) at full speed */
+    bool conv_writes_views;     /* ... and write one; otherwise a STEP_COPY follows */
+    bool optimise;              /* false: one step per node, no folding, joining or aliasing: the
+                                   reference against which the plan is tested */
+} plan_options;
+
+typedef struct plan {
+    const graph *graph;
+    plan_options options;
+    size_t n_tensors;
+    plan_tensor *tensors;
+    size_t n_steps;
+    plan_step *steps;
+    int input, output;          /* tensors */
+    size_t arena_bytes;         /* per sample; a multiple of 64 */
+    double flops, useful_flops, bytes, weight_bytes;
+    float **owned;              /* folded weights and constants */
+    size_t n_owned;
+} plan;
+
+/* Errors: VALUE if the tile does not fit the network, UNSUPPORTED for several inputs or outputs. */
+dm_status plan_build(const graph *graph, const plan_options *options, plan **plan, dm_error *err);
+void plan_free(plan *plan);
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A backend executes a plan over a volume: one PET goes in on its own grid, the dose map comes out
+ * on the same grid with the DVHs; nothing else crosses in between. CPU: predict/cpu/.
+ */
+#ifndef DOSEMAP_PREDICT_BACKEND_H
+#define DOSEMAP_PREDICT_BACKEND_H
+
+#include "dosemap.h"
+#include "model/plan.h"
+#include "predict/tiling.h"
+#include "volume/orientation.h"
+
+typedef struct predict_job {
+    const dm_volume *pet;
+    bool nan_to_zero;
+    float input_factor;             /* stored value -> the network's input quantity */
+    const grid_map *map;
+    const tiling *tiling;
+    const intensity_transform *input_intensity, *output_intensity;
+    float skip_air;                 /* in the input quantity; -INFINITY: off */
+    float output_factor;            /* Gy/GBq -> what the map holds */
+    unsigned batch;
+    const dm_labels *labels;        /* may be NULL */
+    dm_dvh_options dvh_options;
+    dm_progress progress;
+    void *progress_user;
+} predict_job;
+
+typedef struct predict_result {
+    dm_volume *dose;    /* in: made by the caller on the PET's grid */
+    dm_dvh *dvh;        /* out, NULL without labels */
+    size_t windows_run, windows_skipped;
+    double seconds_network, seconds_total;
+} predict_result;
+
+typedef struct backend {
+    const char *name; /* "cpu", "cuda" */
+    /* Device and library in words, for provenance. */
+    const char *(*description)(void *state);
+    /* What the plan should assume. */
+    void (*plan_needs)(plan_options *options);
+    bool (*supports)(dm_precision precision);
+    /* Prepares primitives, weights and arenas. The plan must outlive the state. */
+    dm_status (*create)(const plan *plan, const char *device, unsigned threads, unsigned batch,
+                        void **state, dm_error *err);
+    dm_status (*run)(void *state, const predict_job *job, predict_result *result, dm_error *err);
+    void (*destroy)(void *state);
+} backend;
+
+extern const backend cpu_backend;
+
+#endif
