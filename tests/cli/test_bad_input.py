@@ -67,6 +67,10 @@ def keep(share: float) -> Damage:
     return damage
 
 
+def wrong_magic(path: Path) -> None:
+    rewrite(path, lambda data: data.__setitem__(slice(344, 348), b"xx1\0"))
+
+
 def truncate_inside(path: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1000], mtime=0))
 
@@ -80,7 +84,7 @@ DAMAGED_PETS: dict[str, tuple[Damage, str]] = {
     "gzip cut in half": (keep(0.5), "sub-1_pet"),
     "gzip cut at the end": (lambda p: p.write_bytes(p.read_bytes()[:-4]) and None, "sub-1_pet"),
     "data too short": (truncate_inside, "sub-1_pet"),
-    "wrong magic": (lambda p: rewrite(p, lambda d: d.__setitem__(slice(344, 348), b"xx1\0")), "magic"),
+    "wrong magic": (wrong_magic, "magic"),
     "complex": (header_int16(70, 32), "datatype"),
     "RGB": (header_int16(70, 128), "datatype"),
     "unknown datatype": (header_int16(70, 77), "datatype"),
