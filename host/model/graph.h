@@ -65,8 +65,8 @@ typedef struct graph_value {
 typedef struct graph_node {
     op_kind op;
     char *name;
-    size_t n_inputs;
-    int *inputs; /* value ids; -1 for an optional input left out */
+    size_t n_inputs; /* with the optional ones: a Conv always has three */
+    int *inputs;     /* value ids; -1 for an optional input left out */
     int output;
     /* Attributes, z, y, x; those an operator does not have stay at their defaults. */
     int kernel[3], stride[3], dilation[3];
@@ -85,7 +85,7 @@ typedef struct graph_node {
     double scales[3];         /* Resize: output size = floor(input * scale); 0 where `sizes` is given */
     int sizes[3];             /* Resize: output size, 0 where `scales` is given */
     int slice_begin[3], slice_end[3], slice_step[3]; /* spatial; negative counts from the end; INT_MAX: to the end */
-    int channel_begin, channel_end, channel_step;    /* Slice along channels */
+    int channel_begin, channel_end, channel_step;    /* Slice along channels; resolved: 0 <= begin < end <= channels */
 } graph_node;
 
 /* One step of an input's or output's intensity transform, y = f(x). */
@@ -124,6 +124,7 @@ typedef struct graph {
     graph_port *inputs, *outputs;
     size_t total_stride[3];    /* z, y, x: a tile must be a multiple of it */
     bool per_tile_statistics;  /* Instance- or GroupNormalization, GlobalAveragePool */
+    bool voxelwise;            /* every output has the inputs' spatial size; prediction needs it */
 } graph;
 
 struct dm_model {
@@ -138,8 +139,22 @@ struct dm_model {
 
 const char *op_name(op_kind op);
 
-/* The spatial size (z, y, x) of a node's output for its input's; false and a reason if it is none. */
+/* Sizes beyond this, and channel counts beyond GRAPH_MAX_CHANNELS, are refused; their products may
+ * still be too large for memory, so allocations check theirs. */
+#define GRAPH_MAX_EXTENT ((size_t)1 << 24)
+#define GRAPH_MAX_CHANNELS ((size_t)1 << 20)
+
+/* The spatial size (z, y, x) of a node's output for its input's; false and a reason if it is none.
+ * For operators with several inputs `in` is the broadcast size. */
 bool node_output_size(const graph_node *node, const size_t in[3], size_t out[3], char *reason,
                       size_t reason_size);
+
+/* The spatial size (z, y, x) of every value, sizes[n_values], for inputs of size `tile`; weights count
+ * as 1x1x1. False and a reason that names the node if the network is not defined for this tile. */
+bool graph_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], char *reason,
+                 size_t reason_size);
+
+/* Slice along one axis of `size`: index of the first element and how many; false if it is empty. */
+bool slice_resolve(int begin, int end, int step, size_t size, size_t *first, size_t *count);
 
 #endif
