@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes and reads dosemap weights files (weights/FORMAT.md).
+
+A weights file is a safetensors file inside one Zstandard frame. The safetensors header is written
+here rather than by the safetensors package, because that one orders tensors and metadata as it
+pleases, and the same network should give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+import zstandard
+
+FORMAT_VERSION = "1"
+ZSTD_LEVEL = 19
+MAX_HEADER_BYTES = 8 << 20
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+Json = dict[str, Any]
+
+
+class WeightsFileError(ValueError):
+    """A weights file, or what should become one, breaks the format."""
+
+
+@dataclass
+class WeightsFile:
+    """Content of a weights file; tensors are widened to float32."""
+
+    graph: Json
+    card: Json
+    provenance: Json
+    tensors: dict[str, np.ndarray]
+    dtype: str
+    xxh64: str
+
+
+def to_bf16_bits(values: np.ndarray) -> np.ndarray:
+    """Round float32 to bfloat16, ties to even; the bits as uint16. NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).astype("<u2")
+
+
+def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
+    """Widen bfloat16 bits (uint16) to float32."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
+def _encode(name: str, values: np.ndarray, dtype: str) -> bytes:
+    if values.ndim > 5:
+        raise WeightsFileError(f"tensor {name} has {values.ndim} dimensions; at most 5 are allowed")
+    if not np.all(np.isfinite(values)):
+        raise WeightsFileError(f"tensor {name} holds NaN or infinity; the weights are not usable")
+    single = np.ascontiguousarray(values, dtype="<f4")
+    if dtype == "F32":
+        return single.tobytes()
+    encoded = single.astype("<f2") if dtype == "F16" else to_bf16_bits(single)
+    if dtype == "F16" and not np.all(np.isfinite(encoded)):
+        raise WeightsFileError(f"tensor {name} does not fit into F16; use F32 or BF16")
+    return encoded.tobytes()
+
+
+def _json_text(value: Any) -> str:  # noqa: ANN401
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def encode(
+    graph: Json,
+    card: Json,
+    provenance: Json,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str = "F32",
+) -> bytes:
+    """Return the bytes of the safetensors file (not compressed). Tensors lie sorted by name."""
+    if dtype not in _ITEM_BYTES:
+        raise WeightsFileError(f"dtype is {dtype!r}; use one of {sorted(_ITEM_BYTES)}")
+    entries: Json = {}
+    parts: list[bytes] = []
+    offset = 0
+    for name in sorted(tensors):
+        data = _encode(name, np.asarray(tensors[name]), dtype)
+        entries[name] = {
+            "dtype": dtype,
+            "shape": [int(n) for n in np.shape(tensors[name])],
+            "data_offsets": [offset, offset + len(data)],
+        }
+        parts.append(data)
+        offset += len(data)
+    section = b"".join(parts)
+    metadata = {
+        "dosemap.format": FORMAT_VERSION,
+        "dosemap.graph": _json_text(graph),
+        "dosemap.card": _json_text(card),
+        "dosemap.provenance": _json_text(provenance),
+        "dosemap.xxh64": xxhash.xxh64_hexdigest(section, seed=0),
+    }
+    header = _json_text({"__metadata__": metadata, **entries}).encode()
+    header += b" " * (-len(header) % 8)  # the data section starts at a multiple of 8
+    if len(header) > MAX_HEADER_BYTES:
+        raise WeightsFileError(
+            f"the header has {len(header)} bytes; {MAX_HEADER_BYTES} are allowed"
+        )
+    return len(header).to_bytes(8, "little") + header + section
+
+
+def write(
+    path: str | os.PathLike[str],
+    graph: Json,
+    card: Json,
+    provenance: Json,
+    tensors: Mapping[str, np.ndarray],
+    dtype: str = "F32",
+) -> None:
+    """Write a weights file; compressed unless `path` ends in .safetensors. It appears whole or not.
+
+    The bytes depend on the arguments and the version of zstd only. One thread, because zstd's
+    output differs between none and some.
+    """
+    data = encode(graph, card, provenance, tensors, dtype)
+    if not str(path).endswith(".safetensors"):
+        data = zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL, write_checksum=True, write_content_size=True
+        ).compress(data)
+    target = Path(path)
+    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(partial, 0o644)
+        os.replace(partial, target)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> Json:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise WeightsFileError("a key occurs twice in an object of the header")
+    return result
+
+
+def _strict_json(text: str | bytes) -> Json:
+    def refuse(constant: str) -> None:
+        raise WeightsFileError(f"the header holds {constant}, which JSON does not have")
+
+    value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=refuse)
+    if not isinstance(value, dict):
+        raise WeightsFileError("the header is not a JSON object")
+    return value
+
+
+def _decode(data: memoryview, dtype: str, shape: list[int]) -> np.ndarray:
+    if dtype == "F32":
+        flat = np.frombuffer(data, dtype="<f4")
+    elif dtype == "F16":
+        flat = np.frombuffer(data, dtype="<f2").astype("<f4")
+    else:
+        flat = from_bf16_bits(np.frombuffer(data, dtype="<u2"))
+    return flat.reshape(shape).copy()
+
+
+def decode(data: bytes) -> WeightsFile:
+    """Read the bytes of an uncompressed weights file and check them against the format."""
+    if len(data) < 8:
+        raise WeightsFileError(f"the file has {len(data)} bytes; the header's length alone has 8")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES or 8 + length > len(data):
+        raise WeightsFileError(f"the header claims {length} bytes; the file has {len(data)}")
+    header = _strict_json(data[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("dosemap.format") != FORMAT_VERSION:
+        raise WeightsFileError(
+            f"dosemap.format is {metadata.get('dosemap.format')!r}; only {FORMAT_VERSION!r} is known"
+        )
+    section = memoryview(data)[8 + length :]
+    if xxhash.xxh64_hexdigest(section, seed=0) != metadata.get("dosemap.xxh64"):
+        raise WeightsFileError("the data section does not have the checksum that the header names")
+    tensors: dict[str, np.ndarray] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, (begin, stop) = entry["dtype"], entry["data_offsets"]
+        if dtype not in _ITEM_BYTES:
+            raise WeightsFileError(f"tensor {name} has dtype {dtype}; use {sorted(_ITEM_BYTES)}")
+        count = int(np.prod(entry["shape"], dtype=np.int64))
+        if begin != end or stop - begin != count * _ITEM_BYTES[dtype] or stop > len(section):
+            raise WeightsFileError(f"tensor {name} lies at {begin} to {stop}; expected from {end}")
+        tensors[name] = _decode(section[begin:stop], dtype, entry["shape"])
+        end = stop
+    if end != len(section):
+        raise WeightsFileError(f"{len(section) - end} bytes follow the last tensor")
+    return WeightsFile(
+        graph=_strict_json(metadata["dosemap.graph"]),
+        card=_strict_json(metadata["dosemap.card"]),
+        provenance=_strict_json(metadata["dosemap.provenance"]),
+        tensors=dict(sorted(tensors.items())),
+        dtype="/".join(sorted({entry["dtype"] for entry in header.values()})),
+        xxh64=metadata["dosemap.xxh64"],
+    )
+
+
+def decompress(data: bytes) -> bytes:
+    """Undo the Zstandard frame, if there is one; its size and checksum must be in it."""
+    if not data.startswith(_ZSTD_MAGIC):
+        return data
+    parameters = zstandard.get_frame_parameters(data)
+    if parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN or not parameters.has_checksum:
+        raise WeightsFileError("the Zstandard frame lacks its content size or its checksum")
+    return zstandard.ZstdDecompressor().decompress(data)
+
+
+def read(path: str | os.PathLike[str]) -> WeightsFile:
+    """Read a weights file, compressed or not."""
+    return decode(decompress(Path(path).read_bytes()))
