@@ -14,23 +14,24 @@
 typedef struct predict_job {
     const dm_volume *pet;
     bool nan_to_zero;
-    float input_factor;             /* stored value -> the network's input quantity */
+    float input_factor; /* stored value -> the network's input quantity */
     const grid_map *map;
     const tiling *tiling;
     const intensity_transform *input_intensity, *output_intensity;
-    float skip_air;                 /* in the input quantity; -INFINITY: off */
-    float output_factor;            /* Gy/GBq -> what the map holds */
+    float skip_air;      /* in the input quantity; -INFINITY: off */
+    float output_factor; /* Gy/GBq -> what the map holds */
     unsigned batch;
-    const dm_labels *labels;        /* may be NULL */
+    const dm_labels *labels; /* may be NULL */
     dm_dvh_options dvh_options;
     dm_progress progress;
     void *progress_user;
 } predict_job;
 
 typedef struct predict_result {
-    dm_volume *dose;    /* in: made by the caller on the PET's grid */
-    dm_dvh *dvh;        /* out, NULL without labels */
+    dm_volume *dose; /* in: made by the caller on the PET's grid */
+    dm_dvh *dvh;     /* out, NULL without labels */
     size_t windows_run, windows_skipped;
+    unsigned batch; /* windows per call of the network, as it was */
     double seconds_network, seconds_total;
 } predict_result;
 
@@ -49,5 +50,9 @@ typedef struct backend {
 } backend;
 
 extern const backend cpu_backend;
+
+/* device: as in dm_predict_options; NULL is auto. Errors: DEVICE if this build or machine has none
+ * such, VALUE if the name is none. */
+dm_status backend_select(const char *device, const backend **chosen, dm_error *err);
 
 #endif

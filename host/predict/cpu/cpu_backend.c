@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The CPU backend: every worker thread takes windows in turn, gathers one, runs the network on
+ * its own core and hands the outputs to the stitcher; the calling thread reports progress. Then the
+ * division, the way back to the PET's grid, and the histograms.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "predict/backend.h"
+#include "predict/cpu/cpu_info.h"
+#include "predict/cpu/network.h"
+#include "predict/gather.h"
+#include "predict/stitch.h"
+
+/* Outputs per worker that may wait for their turn to be added: enough that no core idles while one
+ * window takes twice as long as the others. */
+#define SLOTS_PER_WORKER 2
+#define PROGRESS_SECONDS 0.1
+/* Share of the progress bar for the network; resampling and histograms have the rest. */
+#define NETWORK_SHARE 0.97
+
+typedef struct cpu_state {
+    const plan *plan;
+    network *network;
+    unsigned threads;
+    worker **workers; /* `threads` places, filled as volumes need them */
+    char description[256];
+} cpu_state;
+
+/* One volume on its way through the workers. */
+typedef struct cpu_run {
+    const predict_job *job;
+    cpu_state *state;
+    gather gather;
+    stitch *stitch;
+    atomic_size_t next, run, skipped;
+    pthread_mutex_t lock; /* of what follows: the failure with the lowest window */
+    size_t failed_window;
+    dm_error error;
+} cpu_run;
+
+typedef struct cpu_thread {
+    cpu_run *run;
+    worker *worker;
+    float *scratch;
+    pthread_t thread;
+} cpu_thread;
+
+/* ---- State ------------------------------------------------------------------------------------
+ */
+
+static const char *describe(void *state)
+{
+    return ((const cpu_state *)state)->description;
+}
+
+static void destroy(void *state)
+{
+    cpu_state *s = state;
+    if (!s)
+        return;
+    for (unsigned i = 0; s->workers && i < s->threads; i++)
+        worker_free(s->workers[i]);
+    free(s->workers);
+    network_free(s->network);
+    free(s);
+}
+
+static dm_status create(const plan *steps, const char *device, unsigned threads, unsigned batch,
+                        void **state, dm_error *err)
+{
+    (void)device; /* there is one CPU */
+    (void)batch;  /* one window at a time: predict/cpu/network.h */
+    dm_status status;
+    cpu_state *s = array_zero(1, sizeof *s);
+    *state = NULL;
+    if (!s)
+        return error_memory(err, sizeof *s, "the CPU backend");
+    s->plan = steps;
+    s->threads = threads > 0 ? threads : 1;
+    s->workers = array_zero(s->threads, sizeof *s->workers);
+    if (!s->workers) {
+        status = error_memory(err, s->threads * sizeof *s->workers, "workers");
+        goto done;
+    }
+    char name[128];
+    snprintf(s->description, sizeof s->description, "%s; %s", cpu_name(name, sizeof name),
+             network_library());
+    status = network_create(steps, &s->network, err);
+done:
+    if (status == DM_OK)
+        *state = s;
+    else
+        destroy(s);
+    return status;
+}
+
+/* ---- Workers ----------------------------------------------------------------------------------
+ */
+
+/* Keeps the failure of the lowest window, so that the message does not depend on who was first. */
+static void fail(cpu_run *run, size_t window, const dm_error *error)
+{
+    pthread_mutex_lock(&run->lock);
+    if (run->error.status == DM_OK || window < run->failed_window) {
+        run->failed_window = window;
+        run->error = *error;
+    }
+    pthread_mutex_unlock(&run->lock);
+    stitch_stop(run->stitch);
+}
+
+static void fail_input(cpu_run *run, size_t window, const size_t bad[3])
+{
+    const dm_volume *pet = run->job->pet;
+    float value = pet->data[bad[0] + pet->grid.dim[0] * (bad[1] + pet->grid.dim[1] * bad[2])];
+    dm_error error = {0};
+    error_set(&error, DM_ERROR_VALUE, NULL,
+              "check the PET's values and units; negative values do not fit this model",
+              "the model's intensity transform has no finite value for voxel (%zu, %zu, %zu), "
+              "%g as stored, %g in the input quantity",
+              bad[0], bad[1], bad[2], (double)value, (double)(value * run->job->input_factor));
+    fail(run, window, &error);
+}
+
+/* Gathers the next window that is not air into *window; false at the end or after a failure. */
+static bool next_window(cpu_thread *t, size_t *window)
+{
+    cpu_run *run = t->run;
+    size_t bad[3];
+    while ((*window = atomic_fetch_add(&run->next, 1)) < run->job->tiling->count) {
+        switch (gather_window(&run->gather, *window, t->scratch, worker_input(t->worker), bad)) {
+        case GATHER_FILLED:
+            return true;
+        case GATHER_NOT_FINITE:
+            fail_input(run, *window, bad);
+            return false;
+        case GATHER_AIR:
+            atomic_fetch_add(&run->skipped, 1);
+            if (!stitch_skip(run->stitch, *window))
+                return false;
+        }
+    }
+    return false;
+}
+
+static void *work(void *argument)
+{
+    cpu_thread *t = argument;
+    cpu_run *run = t->run;
+    size_t window;
+    worker_thread_init();
+    while (next_window(t, &window)) {
+        dm_error error = {0};
+        if (worker_run(t->worker, &error) != DM_OK) {
+            fail(run, window, &error);
+            break;
+        }
+        atomic_fetch_add(&run->run, 1);
+        if (!stitch_add(run->stitch, window, worker_output(t->worker)))
+            break;
+    }
+    return NULL;
+}
+
+/* Starts up to n threads; signals stay with the caller's. */
+static dm_status start_threads(cpu_thread *threads, unsigned n, unsigned *started, dm_error *err)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (*started = 0; *started < n; ++*started)
+        if (pthread_create(&threads[*started].thread, NULL, work, &threads[*started]) != 0)
+            break;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (*started < n)
+        return error_set(err, DM_ERROR_DEVICE, NULL, "use fewer with --threads",
+                         "thread %u of %u could not be started", *started + 1, n);
+    return DM_OK;
+}
+
+static void free_threads(cpu_thread *threads, unsigned n)
+{
+    for (unsigned i = 0; threads && i < n; i++)
+        free(threads[i].scratch);
+    free(threads);
+}
+
+static dm_status make_threads(cpu_run *run, unsigned n, cpu_thread **threads, dm_error *err)
+{
+    cpu_state *s = run->state;
+    dm_status status = DM_OK;
+    *threads = array_zero(n, sizeof **threads);
+    if (!*threads)
+        return error_memory(err, n * sizeof **threads, "threads");
+    for (unsigned i = 0; i < n && status == DM_OK; i++) {
+        cpu_thread *t = &(*threads)[i];
+        if (!s->workers[i])
+            status = worker_create(s->network, &s->workers[i], err);
+        t->run = run;
+        t->worker = s->workers[i];
+        t->scratch = array_alloc(run->gather.scratch, sizeof *t->scratch);
+        if (status == DM_OK && !t->scratch)
+            status = error_memory(err, run->gather.scratch * sizeof *t->scratch, "windows");
+    }
+    if (status != DM_OK) {
+        free_threads(*threads, n);
+        *threads = NULL;
+    }
+    return status;
+}
+
+/* ---- Stages -----------------------------------------------------------------------------------
+ */
+
+static dm_status report(const predict_job *job, double share, const char *stage, dm_error *err)
+{
+    if (job->progress && job->progress(job->progress_user, share, stage) != 0)
+        return error_set(err, DM_CANCELLED, NULL, NULL, "cancelled");
+    return DM_OK;
+}
+
+static dm_status not_finite(const predict_job *job, const size_t model[3], const char *what,
+                            dm_error *err)
+{
+    size_t ijk[3];
+    stored_voxel(&job->pet->grid, job->map, model, ijk);
+    return error_set(err, DM_ERROR_VALUE, NULL,
+                     "check the PET's units; if the values are right, the model does not suit them",
+                     "%s is not finite at voxel (%zu, %zu, %zu)", what, ijk[0], ijk[1], ijk[2]);
+}
+
+/* What became of the workers, after they have ended. */
+static dm_status outcome(cpu_run *run, dm_status status, dm_error *err)
+{
+    size_t bad[3];
+    if (status != DM_OK)
+        return status;
+    if (run->error.status != DM_OK) {
+        if (err)
+            *err = run->error;
+        return run->error.status;
+    }
+    if (stitch_not_finite(run->stitch, bad))
+        return not_finite(run->job, bad, "the network's output", err);
+    return DM_OK;
+}
+
+static dm_status run_windows(cpu_run *run, dm_error *err)
+{
+    const predict_job *job = run->job;
+    unsigned n = run->state->threads, started = 0;
+    cpu_thread *threads = NULL;
+    if (n > job->tiling->count)
+        n = (unsigned)job->tiling->count;
+    dm_status status = make_threads(run, n, &threads, err);
+    if (status == DM_OK)
+        status = report(job, 0, "network", err);
+    if (status == DM_OK)
+        status = start_threads(threads, n, &started, err);
+    size_t done = 0;
+    while (status == DM_OK && !stitch_wait(run->stitch, PROGRESS_SECONDS, &done))
+        status =
+            report(job, NETWORK_SHARE * (double)done / (double)job->tiling->count, "network", err);
+    if (status != DM_OK)
+        stitch_stop(run->stitch);
+    for (unsigned i = 0; i < started; i++)
+        pthread_join(threads[i].thread, NULL);
+    free_threads(threads, n);
+    return outcome(run, status, err);
+}
+
+/* From the model's grid to the PET's. */
+static dm_status resample_back(const predict_job *job, float *model, dm_volume *dose,
+                               unsigned threads, dm_error *err)
+{
+    axis_table table[3];
+    strided source = strided_dense(job->map->dim, model);
+    strided target = strided_permuted(&dose->grid, job->map, dose->data);
+    dm_status status = resample_from_model(&dose->grid, job->map, table, err);
+    if (status != DM_OK)
+        return status;
+    size_t planes = target.dim[2], scratch = resample_scratch(table, target.dim);
+    if (threads > planes)
+        threads = (unsigned)planes;
+    float *floats = array_alloc(threads, scratch * sizeof *floats);
+    if (!floats) {
+        status = error_memory(err, threads * scratch * sizeof *floats, "resampling");
+        goto done;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (unsigned part = 0; part < threads; part++) {
+        const size_t start[3] = {0, 0, planes * part / threads};
+        strided slab = target;
+        slab.data += (ptrdiff_t)start[2] * target.stride[2];
+        slab.dim[2] = planes * (part + 1) / threads - start[2];
+        resample_box(table, &source, start, &slab, false, floats + part * scratch);
+    }
+done:
+    free(floats);
+    for (int a = 0; a < 3; a++)
+        axis_table_clear(&table[a]);
+    return status;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Windows, division, and back onto the PET's grid. `sum` holds zeros. */
+static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result, dm_error *err)
+{
+    const predict_job *job = run->job;
+    size_t bad[3];
+    size_t slots = (size_t)SLOTS_PER_WORKER * run->state->threads;
+    dm_status status = stitch_create(job->tiling, sum, slots, &run->stitch, err);
+    if (status != DM_OK)
+        return status;
+    double start = now();
+    status = run_windows(run, err);
+    result->seconds_network = now() - start;
+    result->windows_run = run->run;
+    result->windows_skipped = run->skipped;
+    result->batch = 1;
+    stitch_free(run->stitch);
+    if (status == DM_OK)
+        status = report(job, NETWORK_SHARE, "stitch", err);
+    if (status != DM_OK)
+        return status;
+    status = stitch_finish(job->tiling, sum, job->output_intensity, job->output_factor,
+                           run->state->threads, bad, err);
+    if (status == DM_ERROR_VALUE)
+        return not_finite(job, bad, "the dose after the model's output transform", err);
+    if (status == DM_OK && !job->map->exact)
+        status = resample_back(job, sum.data, result->dose, run->state->threads, err);
+    return status;
+}
+
+static dm_status run(void *state, const predict_job *job, predict_result *result, dm_error *err)
+{
+    cpu_state *s = state;
+    cpu_run r = {.job = job, .state = s};
+    float *model = NULL;
+    strided sum;
+    double start = now();
+    result->dvh = NULL;
+    pthread_mutex_init(&r.lock, NULL);
+    dm_status status = gather_make(job, s->plan->options.type, &r.gather, err);
+    if (status != DM_OK)
+        goto done;
+    if (job->map->exact) {
+        /* Windows are added straight into the dose map, through permuted and flipped strides. */
+        sum = strided_exact(&result->dose->grid, job->map, result->dose->data);
+    } else {
+        size_t voxels = job->map->dim[0] * job->map->dim[1] * job->map->dim[2];
+        model = array_zero(voxels, sizeof *model);
+        if (!model) {
+            status = error_memory(err, voxels * sizeof *model, "the dose on the model's grid");
+            goto done;
+        }
+        sum = strided_dense(job->map->dim, model);
+    }
+    status = predict_dose(&r, sum, result, err);
+    if (status == DM_OK && job->labels) {
+        status = report(job, 0.99, "dvh", err);
+        if (status == DM_OK)
+            status =
+                dm_dvh_compute(result->dose, job->labels, &job->dvh_options, &result->dvh, err);
+    }
+    if (status == DM_OK)
+        status = report(job, 1, "done", err);
+done:
+    if (status != DM_OK) {
+        dm_dvh_free(result->dvh);
+        result->dvh = NULL;
+    }
+    gather_clear(&r.gather);
+    free(model);
+    pthread_mutex_destroy(&r.lock);
+    result->seconds_total = now() - start;
+    return status;
+}
+
+const backend cpu_backend = {.name = "cpu",
+                             .description = describe,
+                             .plan_needs = network_plan_needs,
+                             .supports = network_supports,
+                             .create = create,
+                             .run = run,
+                             .destroy = destroy};

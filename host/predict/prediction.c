@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One patient's result: what it holds, and the record of how it was made. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "predict/predictor.h"
+#include "volume/nifti_header.h"
+
+#define DESCRIPTION                                                                                \
+    "Absorbed dose of 177Lu-PSMA therapy predicted from the PET before it. For research; not for " \
+    "clinical decisions."
+
+void dm_prediction_free(dm_prediction *prediction)
+{
+    if (!prediction)
+        return;
+    dm_volume_free(prediction->dose);
+    dm_dvh_free(prediction->dvh);
+    json_decref(prediction->provenance);
+    dm_string_free(prediction->provenance_text);
+    free(prediction);
+}
+
+const dm_volume *dm_prediction_dose(const dm_prediction *prediction)
+{
+    return prediction->dose;
+}
+
+const dm_dvh *dm_prediction_dvh(const dm_prediction *prediction)
+{
+    return prediction->dvh;
+}
+
+const char *dm_prediction_provenance_json(const dm_prediction *prediction)
+{
+    return prediction->provenance_text;
+}
+
+/* ---- Provenance -------------------------------------------------------------------------------
+ */
+
+/* JSON has no NaN and no infinity: null. */
+static json_t *number(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+/* Text from a file may be anything; JSON wants UTF-8. */
+static json_t *text(const char *value)
+{
+    json_t *string = json_string(value);
+    return string ? string : json_null();
+}
+
+static json_t *counts(const size_t n[3])
+{
+    return json_pack("[I,I,I]", (json_int_t)n[0], (json_int_t)n[1], (json_int_t)n[2]);
+}
+
+static const char *units_name(dm_units units)
+{
+    static const char *const names[] = {"unknown", "SUV", "Bq/mL", "kBq/mL"};
+    return (unsigned)units < 4 ? names[units] : "unknown";
+}
+
+static const char *decay_name(dm_decay decay)
+{
+    static const char *const names[] = {"unknown", "injection", "start", "none"};
+    return (unsigned)decay < 4 ? names[decay] : "unknown";
+}
+
+static json_t *pet_facts(const provenance_facts *f)
+{
+    const dm_pet_info *info = f->info;
+    bool uptake = f->predictor->model->graph.inputs[0].quantity == DM_QUANTITY_UPTAKE;
+    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
+                     units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
+                     number(f->pet_factor), "BodyWeightKg", number(info->body_weight_kg),
+                     "InjectedMBq", number(info->injected_mbq), "ResidualMBq",
+                     number(info->residual_mbq), "DecayCorrectedTo", decay_name(info->decay),
+                     "HalfLifeS", number(info->half_life_s), "InjectionTimeS",
+                     number(info->injection_time_s), "ScanTimeS", number(info->scan_time_s),
+                     "Radionuclide", text(info->radionuclide), "Tracer", text(info->tracer),
+                     "NanToZero", (int)f->predictor->options.nan_to_zero);
+}
+
+static json_t *model_facts(const dm_model *model)
+{
+    json_t *card = model->card_json ? json_loads(model->card_json, 0, NULL) : NULL;
+    json_t *version = card ? json_object_get(card, "version") : NULL;
+    json_t *trained = card ? json_object_get(card, "trained") : NULL;
+    json_t *facts =
+        json_pack("{s:o, s:o, s:s, s:O, s:O}", "Name", text(model->name), "Path",
+                  text(model->path ? model->path : ""), "XXH64", model->checksum, "Version",
+                  version ? version : json_null(), "Trained", trained ? trained : json_null());
+    json_decref(card);
+    return facts;
+}
+
+static json_t *option_facts(const provenance_facts *f)
+{
+    const dm_predictor *p = f->predictor;
+    return json_pack("{s:o, s:o, s:f, s:s, s:o, s:s, s:I}", "Tile", counts(f->tiling->tile),
+                     "TrainingPatch", counts(p->model->graph.patch), "Overlap", p->overlap, "Blend",
+                     p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
+                     isfinite(p->skip_air) ? number(p->skip_air) : json_string("off"), "Precision",
+                     precision_name(p->precision), "Batch", (json_int_t)f->result->batch);
+}
+
+static json_t *grid_facts(const provenance_facts *f)
+{
+    const grid_map *map = f->map;
+    return json_pack("{s:s, s:o, s:[f,f,f], s:b}", "Orientation",
+                     f->predictor->model->graph.orientation, "Size", counts(map->dim), "VoxelMm",
+                     map->spacing_mm[0], map->spacing_mm[1], map->spacing_mm[2], "Resampled",
+                     (int)!map->exact);
+}
+
+json_t *provenance_make(const provenance_facts *f)
+{
+    const dm_predictor *p = f->predictor;
+    const predict_result *r = f->result;
+    bool per_activity = isnan(p->options.activity_gbq);
+    json_t *root = json_pack(
+        "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:I, s:{s:I, s:I}, "
+        "s:{s:f, s:f, s:f}}",
+        "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
+        "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
+        number(p->options.activity_gbq), "PET", pet_facts(f), "Model", model_facts(p->model),
+        "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend", p->backend->name,
+        "Device", p->backend->description(p->state), "Threads", (json_int_t)p->threads, "Windows",
+        "Run", (json_int_t)r->windows_run, "Skipped", (json_int_t)r->windows_skipped, "Seconds",
+        "Prepare", f->seconds_prepare, "Network", r->seconds_network, "Predict", r->seconds_total);
+    if (root && volume_had_extensions(f->pet))
+        json_object_set_new(root, "HeaderExtensions", json_string("not copied"));
+    return root;
+}

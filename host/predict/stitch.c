@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Adding windows in a fixed order from many threads, and the division at the end. */
+#include "predict/stitch.h"
+
+#include <errno.h>
+#include <float.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/error.h"
+#include "predict/intensity.h"
+
+/* Where a finished window is: a slot's number, or one of these. */
+#define WINDOW_PENDING UINT32_MAX
+#define WINDOW_SKIPPED (UINT32_MAX - 1)
+
+struct stitch {
+    const tiling *tiling;
+    strided sum;
+    size_t slot_floats;
+    float *slots;
+    uint32_t *free_slots; /* stack */
+    size_t n_free;
+    uint32_t *where; /* per window */
+    size_t next;     /* the window whose turn it is: only its holder touches `sum` */
+    bool adding;
+    bool stopped, not_finite;
+    size_t bad[3];
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+};
+
+dm_status stitch_create(const tiling *tiles, strided sum, size_t slots, stitch **made,
+                        dm_error *err)
+{
+    stitch *st = array_zero(1, sizeof *st);
+    *made = NULL;
+    if (!st)
+        return error_memory(err, sizeof *st, "stitching");
+    st->tiling = tiles;
+    st->sum = sum;
+    st->slot_floats = tiles->tile[0] * tiles->tile[1] * tiles->tile[2];
+    if (slots > tiles->count - 1)
+        slots = tiles->count - 1; /* the first window never waits */
+    size_t floats = SIZE_MAX;
+    if (size_multiply(slots, st->slot_floats, &floats))
+        st->slots = array_alloc(floats, sizeof *st->slots);
+    st->free_slots = array_alloc(slots, sizeof *st->free_slots);
+    st->where = array_alloc(tiles->count, sizeof *st->where);
+    if ((slots && (!st->slots || !st->free_slots)) || !st->where) {
+        free(st->slots);
+        free(st->free_slots);
+        free(st->where);
+        free(st);
+        return error_memory(err, floats, "windows waiting to be stitched");
+    }
+    for (size_t i = 0; i < slots; i++)
+        st->free_slots[st->n_free++] = (uint32_t)i;
+    memset(st->where, 0xff, tiles->count * sizeof *st->where);
+    pthread_mutex_init(&st->lock, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&st->changed, &clock);
+    pthread_condattr_destroy(&clock);
+    *made = st;
+    return DM_OK;
+}
+
+void stitch_free(stitch *st)
+{
+    if (!st)
+        return;
+    pthread_cond_destroy(&st->changed);
+    pthread_mutex_destroy(&st->lock);
+    free(st->slots);
+    free(st->free_slots);
+    free(st->where);
+    free(st);
+}
+
+/* ---- Adding -----------------------------------------------------------------------------------
+ */
+
+/* sum += weight * output over a row; true if all outputs are finite. */
+static inline bool add_row(const float *output, const float *weight, size_t n, float *sum,
+                           ptrdiff_t stride)
+{
+    int finite = 1;
+    for (size_t x = 0; x < n; x++) {
+        float v = output[x];
+        sum[(ptrdiff_t)x * stride] += weight[x] * v;
+        finite &= fabsf(v) <= FLT_MAX;
+    }
+    return finite;
+}
+
+/* The axis of y and z along which the sum's rows lie closer together goes inside, so that rows of
+ * permuted volumes find the cache lines of the row before. */
+static void loop_order(const strided *sum, int *outer, int *inner)
+{
+    bool z_inside = labs(sum->stride[2]) < labs(sum->stride[1]);
+    *outer = z_inside ? 1 : 2;
+    *inner = z_inside ? 2 : 1;
+}
+
+/* First voxel of the window, in z, y, x order, that is not finite. */
+static void find_bad(stitch *st, size_t w, const float *output)
+{
+    size_t start[3], size[3], at[3];
+    const size_t *tile = st->tiling->tile;
+    tiling_inside(st->tiling, w, start, size, at);
+    for (size_t i = 0; i < size[0] * size[1] * size[2]; i++) {
+        const size_t p[3] = {i % size[0], i / size[0] % size[1], i / size[0] / size[1]};
+        size_t voxel = ((at[2] + p[2]) * tile[1] + at[1] + p[1]) * tile[0] + at[0] + p[0];
+        if (!isfinite(output[voxel])) {
+            for (int a = 0; a < 3; a++)
+                st->bad[a] = start[a] + p[a];
+            return;
+        }
+    }
+}
+
+static bool add_window(stitch *st, size_t w, const float *output)
+{
+    size_t start[3], size[3], at[3];
+    const size_t *tile = st->tiling->tile;
+    const ptrdiff_t *stride = st->sum.stride;
+    int outer, inner;
+    bool finite = true;
+    tiling_inside(st->tiling, w, start, size, at);
+    loop_order(&st->sum, &outer, &inner);
+    float *first = st->sum.data;
+    for (int a = 0; a < 3; a++)
+        first += (ptrdiff_t)start[a] * stride[a];
+    for (size_t o = 0; o < size[outer]; o++) {
+        for (size_t i = 0; i < size[inner]; i++) {
+            size_t y = outer == 1 ? o : i, z = outer == 1 ? i : o;
+            size_t voxel = ((at[2] + z) * tile[1] + at[1] + y) * tile[0] + at[0];
+            const float *weight = st->tiling->importance + voxel;
+            float *sum = first + (ptrdiff_t)y * stride[1] + (ptrdiff_t)z * stride[2];
+            if (stride[0] == 1) /* a constant, so that the loop becomes vectors */
+                finite &= add_row(output + voxel, weight, size[0], sum, 1);
+            else
+                finite &= add_row(output + voxel, weight, size[0], sum, stride[0]);
+        }
+    }
+    return finite;
+}
+
+/* Called with the lock when it is window `next`'s turn and nobody is adding; lets go of the lock
+ * while adding. */
+static void take_turn(stitch *st, const float *output)
+{
+    st->adding = true;
+    pthread_mutex_unlock(&st->lock);
+    bool finite = add_window(st, st->next, output);
+    if (!finite)
+        find_bad(st, st->next, output);
+    pthread_mutex_lock(&st->lock);
+    st->adding = false;
+    if (!finite)
+        st->not_finite = st->stopped = true;
+    else
+        st->next++;
+}
+
+/* With the lock: adds whatever is in for the windows from `next` on. */
+static void drain(stitch *st)
+{
+    while (!st->adding && !st->stopped && st->next < st->tiling->count) {
+        uint32_t where = st->where[st->next];
+        if (where == WINDOW_PENDING)
+            break;
+        if (where == WINDOW_SKIPPED) {
+            st->next++;
+            continue;
+        }
+        take_turn(st, st->slots + where * st->slot_floats);
+        st->free_slots[st->n_free++] = where;
+        pthread_cond_broadcast(&st->changed);
+    }
+    pthread_cond_broadcast(&st->changed);
+}
+
+bool stitch_add(stitch *st, size_t w, const float *output)
+{
+    pthread_mutex_lock(&st->lock);
+    while (!st->stopped && st->next != w && st->n_free == 0)
+        pthread_cond_wait(&st->changed, &st->lock);
+    if (!st->stopped && st->next == w) {
+        take_turn(st, output);
+    } else if (!st->stopped) {
+        uint32_t slot = st->free_slots[--st->n_free];
+        pthread_mutex_unlock(&st->lock);
+        memcpy(st->slots + slot * st->slot_floats, output, st->slot_floats * sizeof *output);
+        pthread_mutex_lock(&st->lock);
+        st->where[w] = slot;
+    }
+    drain(st);
+    bool going = !st->stopped;
+    pthread_mutex_unlock(&st->lock);
+    return going;
+}
+
+bool stitch_skip(stitch *st, size_t w)
+{
+    pthread_mutex_lock(&st->lock);
+    st->where[w] = WINDOW_SKIPPED;
+    drain(st);
+    bool going = !st->stopped;
+    pthread_mutex_unlock(&st->lock);
+    return going;
+}
+
+void stitch_stop(stitch *st)
+{
+    pthread_mutex_lock(&st->lock);
+    st->stopped = true;
+    pthread_cond_broadcast(&st->changed);
+    pthread_mutex_unlock(&st->lock);
+}
+
+bool stitch_wait(stitch *st, double seconds, size_t *done)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)seconds;
+    until.tv_nsec += (long)((seconds - floor(seconds)) * 1e9);
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&st->lock);
+    while (!st->stopped && st->next < st->tiling->count)
+        if (pthread_cond_timedwait(&st->changed, &st->lock, &until) == ETIMEDOUT)
+            break;
+    *done = st->next;
+    bool over = st->stopped || st->next == st->tiling->count;
+    pthread_mutex_unlock(&st->lock);
+    return over;
+}
+
+bool stitch_not_finite(stitch *st, size_t voxel[3])
+{
+    pthread_mutex_lock(&st->lock);
+    bool found = st->not_finite;
+    memcpy(voxel, st->bad, sizeof st->bad);
+    pthread_mutex_unlock(&st->lock);
+    return found;
+}
+
+/* ---- Finishing --------------------------------------------------------------------------------
+ */
+
+/* One row in place; the first position that is not finite, or n. */
+static size_t finish_row(const tiling *t, strided sum, size_t y, size_t z,
+                         const intensity_transform *transform, float factor, float *scratch)
+{
+    size_t n = t->volume[0], bad = n;
+    float *total = scratch, *value = scratch + n;
+    float *row = sum.data + (ptrdiff_t)y * sum.stride[1] + (ptrdiff_t)z * sum.stride[2];
+    tiling_total_row(t, y, z, total);
+    for (size_t x = 0; x < n; x++)
+        value[x] = row[(ptrdiff_t)x * sum.stride[0]] / total[x];
+    intensity_apply(transform, value, n);
+    for (size_t x = n; x-- > 0;) {
+        float v = factor * value[x];
+        row[(ptrdiff_t)x * sum.stride[0]] = v;
+        if (!isfinite(v))
+            bad = x;
+    }
+    return bad;
+}
+
+dm_status stitch_finish(const tiling *tiles, strided sum, const intensity_transform *transform,
+                        float factor, unsigned threads, size_t bad[3], dm_error *err)
+{
+    int outer, inner;
+    loop_order(&sum, &outer, &inner);
+    size_t n_outer = tiles->volume[outer], n_inner = tiles->volume[inner];
+    if (threads > n_outer)
+        threads = (unsigned)n_outer;
+    size_t row = 2 * tiles->volume[0];
+    float *scratch = array_alloc(threads * row, sizeof *scratch);
+    size_t first_bad = SIZE_MAX;
+    if (!scratch)
+        return error_memory(err, threads * row * sizeof *scratch, "stitching");
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : first_bad)
+    for (unsigned part = 0; part < threads; part++) {
+        size_t from = n_outer * part / threads, to = n_outer * (part + 1) / threads;
+        for (size_t o = from; o < to; o++) {
+            for (size_t i = 0; i < n_inner; i++) {
+                size_t y = outer == 1 ? o : i, z = outer == 1 ? i : o;
+                size_t x = finish_row(tiles, sum, y, z, transform, factor, scratch + part * row);
+                size_t at = x + tiles->volume[0] * (y + tiles->volume[1] * z);
+                if (x < tiles->volume[0] && at < first_bad)
+                    first_bad = at;
+            }
+        }
+    }
+    free(scratch);
+    if (first_bad == SIZE_MAX)
+        return DM_OK;
+    bad[0] = first_bad % tiles->volume[0];
+    bad[1] = first_bad / tiles->volume[0] % tiles->volume[1];
+    bad[2] = first_bad / tiles->volume[0] / tiles->volume[1];
+    return DM_ERROR_VALUE;
+}
