@@ -14,18 +14,18 @@ typedef struct byte_source byte_source;
  * frames in a row are one stream. */
 dm_status source_open(const char *path, byte_source **source, dm_error *err);
 codec source_codec(const byte_source *source);
-/* Reads up to `size` bytes; *got < size only at the end of the stream. Damaged or unfinished streams
- * are DM_ERROR_FORMAT. */
+/* Reads up to `size` bytes; *got < size only at the end of the stream. Damaged or unfinished
+ * streams are DM_ERROR_FORMAT. */
 dm_status source_read(byte_source *source, void *bytes, size_t size, size_t *got, dm_error *err);
 void source_close(byte_source *source);
 
 /* The codec that a file name asks for: .gz, .zst, else plain. */
 codec codec_of_name(const char *path);
 
-/* Writes `head` then `body` through `codec` into `file` with `threads` threads (0: all cores). The
- * bytes depend only on the input: one gzip member of fixed chunks with mtime 0; zstd with its size
- * and checksum in the frame. */
-dm_status codec_write(output_file *file, codec codec, const void *head, size_t head_size,
+/* Writes `head` then `body` through the codec `kind` into `file` with `threads` threads (0: all
+ * cores). The bytes depend only on the input: one gzip member of fixed chunks with mtime 0; zstd
+ * with its size and checksum in the frame. */
+dm_status codec_write(output_file *file, codec kind, const void *head, size_t head_size,
                       const void *body, size_t body_size, unsigned threads, dm_error *err);
 
 /* Reads a whole decompressed file into memory, at most `limit` bytes (more: DM_ERROR_FORMAT). */

@@ -60,6 +60,10 @@ DM_API const char *dm_status_name(dm_status status);
 
 DM_API void dm_string_free(char *string);
 
+/* Removes the partial files that this process is writing at this moment. Async-signal-safe: for a
+ * handler of SIGINT or SIGTERM that ends the process right after it. */
+DM_API void dm_remove_partial_files(void);
+
 /* "1.2.3" of the running library. Static. */
 DM_API const char *dm_version(void);
 

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+dm_status error_set(dm_error *err, dm_status status, const char *where, const char *remedy,
+                    const char *format, ...)
+{
+    if (!err)
+        return status;
+    err->status = status;
+    snprintf(err->where, sizeof err->where, "%s", where ? where : "");
+    snprintf(err->remedy, sizeof err->remedy, "%s", remedy ? remedy : "");
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->what, sizeof err->what, format, args);
+    va_end(args);
+    return status;
+}
+
+dm_status error_memory(dm_error *err, size_t bytes, const char *what)
+{
+    return error_set(err, DM_ERROR_MEMORY, NULL, "free memory, or use a machine with more",
+                     "no memory for %s (%zu bytes)", what, bytes);
+}
+
+dm_status error_at(dm_error *err, const char *where)
+{
+    if (!err)
+        return DM_ERROR_VALUE;
+    if (!err->where[0])
+        snprintf(err->where, sizeof err->where, "%s", where);
+    return err->status;
+}
+
+char *dm_error_text(const dm_error *err, char *buffer, size_t size)
+{
+    if (size > 0)
+        snprintf(buffer, size, "%s%s%s%s%s", err->where, err->where[0] ? ": " : "", err->what,
+                 err->remedy[0] ? "; " : "", err->remedy);
+    return buffer;
+}
+
+const char *dm_status_name(dm_status status)
+{
+    switch (status) {
+    case DM_OK:
+        return "done";
+    case DM_ERROR_IO:
+        return "input/output error";
+    case DM_ERROR_FORMAT:
+        return "malformed file";
+    case DM_ERROR_VALUE:
+        return "invalid value";
+    case DM_ERROR_UNSUPPORTED:
+        return "unsupported";
+    case DM_ERROR_MEMORY:
+        return "out of memory";
+    case DM_ERROR_DEVICE:
+        return "device error";
+    case DM_CANCELLED:
+        return "cancelled";
+    }
+    return "unknown status";
+}
+
+void dm_string_free(char *string)
+{
+    free(string);
+}
+
+const char *dm_version(void)
+{
+    return DOSEMAP_VERSION;
+}
+
+bool size_multiply(size_t a, size_t b, size_t *product)
+{
+    return !__builtin_mul_overflow(a, b, product);
+}
+
+void *array_alloc(size_t count, size_t size)
+{
+    size_t bytes;
+    if (!size_multiply(count, size, &bytes) || bytes > SIZE_MAX - 64)
+        return NULL;
+    bytes = (bytes + 63) & ~(size_t)63;
+    return aligned_alloc(64, bytes ? bytes : 64);
+}
+
+void *array_zero(size_t count, size_t size)
+{
+    void *array = array_alloc(count, size);
+    if (array)
+        memset(array, 0, count * size);
+    return array;
+}
