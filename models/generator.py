@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DoseGAN generator: an attention-gated 3D U-Net from PET uptake to absorbed dose.
 
-The project's own reference network in the family of "3D RPT DoseGAN" (Xue et al. 2024), whose layers
-are not published. With the default configuration, for one 32x32x32 patch:
+The project's own reference network in the family of "3D RPT DoseGAN" (Xue et al. 2024), whose
+layers are not published. With the default configuration, for one 32x32x32 patch:
 
     level    channels  voxels   encoder            decoder
-      0         32      32^3    2 x ConvUnit 3^3   gate, concatenate, 2 x ConvUnit 3^3, head 1^3, ReLU
+      0         32      32^3    2 x ConvUnit 3^3   gate, concatenate, 2 x ConvUnit 3^3, head 1^3
       1         64      16^3    2 x ConvUnit 3^3   gate, concatenate, 2 x ConvUnit 3^3
       2        128       8^3    2 x ConvUnit 3^3   gate, concatenate, 2 x ConvUnit 3^3
       3        256       4^3    2 x ConvUnit 3^3
 
-A ConvUnit is convolution, normalisation, LeakyReLU. Between levels a ConvUnit of stride 2 goes down
-and a transposed convolution of stride 2 goes up. BatchNorm is the default because dose is absolute:
-a patch normalised by its own statistics has lost the scale that the network must predict from.
+A ConvUnit is convolution, normalisation, LeakyReLU; the head is followed by ReLU. Between levels a
+ConvUnit of stride 2 goes down and a transposed convolution of stride 2 goes up. BatchNorm is the
+default because dose is absolute: a patch normalised by its own statistics has lost the scale that
+the network must predict from.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -121,7 +123,7 @@ class AttentionGate(nn.Module):
 
 
 class Generator(nn.Module):
-    """PET patch (N, 1, X, Y, Z) to dose patch of the same size; edges are multiples of the stride."""
+    """PET patch (N, 1, X, Y, Z) to dose patch of the same size, a multiple of the stride."""
 
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
@@ -140,7 +142,7 @@ class Generator(nn.Module):
                 ConvUnit(config, out_channels, out_channels, **same),
             )
 
-        steps = list(zip(channels, channels[1:], strict=False))
+        steps = list(pairwise(channels))
         self.encoder = nn.ModuleList(
             [pair(1, channels[0])] + [pair(coarse, coarse) for _, coarse in steps]
         )

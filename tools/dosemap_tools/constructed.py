@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constructs the weights that dosemap ships: a plain scaling of the PET, run through the network.
+r"""Constructs the weights that dosemap ships: a plain scaling of the PET, run through the network.
 
-    python -m dosemap_tools.constructed --network dosegan -o weights/dosegan-constructed.safetensors.zst
+    python -m dosemap_tools.constructed --network dosegan \
+        -o weights/dosegan-constructed.safetensors.zst
 
-Nothing is trained. The weights make the network return max(0, k*u) for an uptake u, so every layer,
-skip connection and attention gate runs, and the result is known in closed form:
+Nothing is trained. The weights make the network return max(0, k*u) for an uptake u, so every
+layer, skip connection and attention gate runs, and the result is known in closed form:
 
 * The uptake travels in channel 0 at full resolution. Each convolution on that way has one weight of
   1, at its centre. LeakyReLU scales negative values but keeps their sign, and the ReLU at the end
@@ -100,29 +101,33 @@ def card(network: str) -> Json:
     result: Json = {
         "name": f"{network}-constructed",
         "version": "1",
-        "summary": "CONSTRUCTED, NOT TRAINED: a plain scaling of the PET, dose = max(0, 0.027 * uptake)"
-        " Gy/GBq, run through every layer of the network. For research, not for clinical decisions.",
+        "summary": "CONSTRUCTED, NOT TRAINED: a plain scaling of the PET, dose = max(0, 0.027 *"
+        " uptake) Gy/GBq, run through every layer of the network. For research, not for clinical"
+        " decisions.",
         "licence": "Apache-2.0",
         "trained": False,
-        # Off: any threshold above 0 would replace small doses by 0, and max(0, k*u) is meant exactly.
+        # Off: any threshold above 0 would replace small doses by 0, and max(0, k*u) is meant
+        # exactly.
         "skip_air": None,
         "derivation": [
-            "k = 0.027 Gy/GBq per unit of uptake, where uptake is SUV normalised to a body weight of"
-            " 78.7 kg (concentration / injected activity * 78.7 kg); dose scales with that, not with"
-            " SUV.",
-            "k is a population factor that fits two organs: kidney 0.72 Gy/GBq (Okamoto"
-            " 2017) at SUV 26.0 (Gafita 2022) gives 0.0277; liver 0.10 Gy/GBq (assumed; Okamoto 2017 has"
-            " 0.12) at SUV 3.7 (Gafita 2022) gives 0.0270. That one factor holds for every voxel is"
-            " assumed.",
+            "k = 0.027 Gy/GBq per unit of uptake, where uptake is SUV normalised to a body weight"
+            " of 78.7 kg (concentration / injected activity * 78.7 kg); dose scales with that, not"
+            " with SUV.",
+            "k is a population factor that fits two organs: kidney 0.72 Gy/GBq (Okamoto 2017) at"
+            " SUV 26.0 (Gafita 2022) gives 0.0277; liver 0.10 Gy/GBq (assumed; Okamoto 2017 has"
+            " 0.12) at SUV 3.7 (Gafita 2022) gives 0.0270. That one factor holds for every voxel"
+            " is assumed.",
             "The uptake is carried unchanged through channel 0 at full resolution; BatchNorm is the"
             " identity, attention gates are saturated open, coarser levels contribute 0.",
         ],
         "training": "None.",
         "limitations": [
-            "Knows nothing of retention or effective half-life, which differ between organs and are"
-            " not in the PET. Against the published organ means it gives half the dose of the salivary"
-            " glands, 1.5 to 2.4 times that of the spleen, and a sixth or less of that of tumours.",
-            "Deposits dose where the PET shows uptake: no beta range, no photon cross-dose, no density.",
+            "Knows nothing of retention or effective half-life, which differ between organs and"
+            " are not in the PET. Against published organ means it gives half the dose of the"
+            " salivary glands, 1.4 to 2.4 times that of the spleen, and a fifth or less of that of"
+            " tumours.",
+            "Deposits dose where the PET shows uptake: no beta range, no photon cross-dose, no"
+            " density.",
             "Not the published 3D RPT DoseGAN and not comparable with it.",
             "For research; not for clinical decisions.",
         ],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a weights file from the PyTorch state dict of one of the networks in models/.
+r"""Makes a weights file from the PyTorch state dict of one of the networks in models/.
 
-    python -m dosemap_tools.export --network dosegan --state-dict trained.pt --card card.json \\
+    python -m dosemap_tools.export --network dosegan --state-dict trained.pt --card card.json \
         -o dosegan-trained.safetensors.zst
 
 The state dict is a `.pt` file, loaded without executing anything in it, or a `.safetensors` file.

@@ -65,9 +65,11 @@ def _encode(name: str, values: np.ndarray, dtype: str) -> bytes:
     single = np.ascontiguousarray(values, dtype="<f4")
     if dtype == "F32":
         return single.tobytes()
-    encoded = single.astype("<f2") if dtype == "F16" else to_bf16_bits(single)
-    if dtype == "F16" and not np.all(np.isfinite(encoded)):
-        raise WeightsFileError(f"tensor {name} does not fit into F16; use F32 or BF16")
+    with np.errstate(over="ignore"):
+        encoded = single.astype("<f2") if dtype == "F16" else to_bf16_bits(single)
+    widened = encoded if dtype == "F16" else from_bf16_bits(encoded)
+    if not np.all(np.isfinite(widened)):
+        raise WeightsFileError(f"tensor {name} holds values too large for {dtype}; use F32")
     return encoded.tobytes()
 
 
@@ -180,10 +182,9 @@ def decode(data: bytes) -> WeightsFile:
         raise WeightsFileError(f"the header claims {length} bytes; the file has {len(data)}")
     header = _strict_json(data[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
-    if metadata.get("dosemap.format") != FORMAT_VERSION:
-        raise WeightsFileError(
-            f"dosemap.format is {metadata.get('dosemap.format')!r}; only {FORMAT_VERSION!r} is known"
-        )
+    version = metadata.get("dosemap.format")
+    if version != FORMAT_VERSION:
+        raise WeightsFileError(f"dosemap.format is {version!r}; only {FORMAT_VERSION!r} is known")
     section = memoryview(data)[8 + length :]
     if xxhash.xxh64_hexdigest(section, seed=0) != metadata.get("dosemap.xxh64"):
         raise WeightsFileError("the data section does not have the checksum that the header names")
