@@ -2,7 +2,7 @@
 /* Streamed reading of plain, gzip and Zstandard files in bounded memory. */
 #include <errno.h>
 #include <fcntl.h>
-#include <igzip_lib.h>
+#include <isa-l/igzip_lib.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

@@ -6,8 +6,8 @@
  * ends on a byte boundary (full flush) and refers to nothing before it, so that chunks are
  * compressed in parallel and put one behind the other. Zstandard does the same by itself.
  */
-#include <crc.h>
-#include <igzip_lib.h>
+#include <isa-l/crc.h>
+#include <isa-l/igzip_lib.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

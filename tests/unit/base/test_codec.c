@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compressed streams: round trips, other readers, damage. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+/* cmocka needs those before it */
+#include <cmocka.h>
+
+#include "base/codec.h"
+
+#define HEAD 352
+static const size_t sizes[] = {0,       1,       2,       97,          65521,  1048576 - HEAD,
+                               1048575, 1048576, 1048577, 3 * 1048576, 5000011};
+static const char *const suffixes[] = {"", ".gz", ".zst"};
+
+static char folder[64];
+
+static int make_folder(void **state)
+{
+    (void)state;
+    strcpy(folder, "/tmp/dosemap-codec-XXXXXX");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+    (void)state;
+    char command[128];
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    return system(command);
+}
+
+/* Half noise, half zeros: some chunks compress, some do not. */
+static uint8_t *make_bytes(size_t size)
+{
+    uint8_t *bytes = calloc(size + 1, 1);
+    uint32_t r = 12345;
+    assert_non_null(bytes);
+    for (size_t i = 0; i < size; i++) {
+        r = r * 1664525u + 1013904223u;
+        if ((i >> 18) % 2 == 0)
+            bytes[i] = (uint8_t)(r >> 24);
+    }
+    return bytes;
+}
+
+static void write_file(const char *path, const void *head, size_t head_size, const void *body,
+                       size_t size, unsigned threads)
+{
+    output_file *file = NULL;
+    dm_error err = {0};
+    assert_int_equal(output_open(path, &file, &err), DM_OK);
+    assert_int_equal(
+        codec_write(file, codec_of_name(path), head, head_size, body, size, threads, &err), DM_OK);
+    assert_int_equal(output_commit(file, &err), DM_OK);
+}
+
+static void put(const char *path, const uint8_t *bytes, size_t size)
+{
+    dm_error err = {0};
+    assert_int_equal(output_write_all(path, bytes, size, &err), DM_OK);
+}
+
+static uint8_t *slurp(const char *path, size_t *size)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *size = (size_t)ftell(f);
+    rewind(f);
+    uint8_t *bytes = malloc(*size + 1);
+    assert_non_null(bytes);
+    assert_int_equal(fread(bytes, 1, *size, f), *size);
+    fclose(f);
+    return bytes;
+}
+
+static void test_round_trip(void **state)
+{
+    (void)state;
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        uint8_t *bytes = make_bytes(HEAD + sizes[s]);
+        for (size_t k = 0; k < 3; k++) {
+            char path[128];
+            snprintf(path, sizeof path, "%s/a.nii%s", folder, suffixes[k]);
+            write_file(path, bytes, HEAD, bytes + HEAD, sizes[s], 2);
+            uint8_t *back = NULL;
+            size_t size = 0;
+            dm_error err = {0};
+            assert_int_equal(source_read_all(path, SIZE_MAX / 4, &back, &size, &err), DM_OK);
+            assert_int_equal(size, HEAD + sizes[s]);
+            assert_memory_equal(back, bytes, size);
+            free(back);
+        }
+        free(bytes);
+    }
+}
+
+static void test_bytes_do_not_depend_on_threads(void **state)
+{
+    (void)state;
+    size_t body = 5000011, sizes_of[3];
+    uint8_t *bytes = make_bytes(HEAD + body), *written[3];
+    for (size_t k = 1; k < 3; k++) {
+        for (unsigned t = 0; t < 3; t++) {
+            static const unsigned threads[] = {1, 2, 5};
+            char path[128];
+            snprintf(path, sizeof path, "%s/t%u.nii%s", folder, t, suffixes[k]);
+            write_file(path, bytes, HEAD, bytes + HEAD, body, threads[t]);
+            written[t] = slurp(path, &sizes_of[t]);
+        }
+        for (unsigned t = 1; t < 3; t++) {
+            assert_int_equal(sizes_of[t], sizes_of[0]);
+            assert_memory_equal(written[t], written[0], sizes_of[0]);
+        }
+        for (unsigned t = 0; t < 3; t++)
+            free(written[t]);
+    }
+    free(bytes);
+}
+
+static void test_other_programs_open_it(void **state)
+{
+    (void)state;
+    size_t body = 3000000;
+    uint8_t *bytes = make_bytes(HEAD + body);
+    char path[128], plain[128], command[512];
+    snprintf(plain, sizeof plain, "%s/plain", folder);
+    put(plain, bytes, HEAD + body);
+    static const char *const readers[] = {"gzip", "zstd -q"};
+    for (size_t k = 1; k < 3; k++) {
+        snprintf(path, sizeof path, "%s/o.nii%s", folder, suffixes[k]);
+        write_file(path, bytes, HEAD, bytes + HEAD, body, 2);
+        snprintf(command, sizeof command, "%s -dc < '%s' | cmp - '%s'", readers[k - 1], path,
+                 plain);
+        assert_int_equal(system(command), 0);
+    }
+    /* One member only: nothing follows what zlib calls the end. */
+    snprintf(command, sizeof command,
+             "python3 -c \"import zlib,sys; d=zlib.decompressobj(31); "
+             "d.decompress(open('%s/o.nii.gz','rb').read()); sys.exit(bool(d.unused_data) or not "
+             "d.eof)\"",
+             folder);
+    assert_int_equal(system(command), 0);
+    free(bytes);
+}
+
+static dm_status read_status(const char *path, size_t limit, dm_error *err)
+{
+    uint8_t *back = NULL;
+    size_t size = 0;
+    dm_status status = source_read_all(path, limit, &back, &size, err);
+    assert_int_equal(status == DM_OK, back != NULL);
+    free(back);
+    return status;
+}
+
+static void test_several_members(void **state)
+{
+    (void)state;
+    uint8_t *bytes = make_bytes(700000);
+    for (size_t k = 1; k < 3; k++) {
+        char path[128], twice[128], command[512];
+        snprintf(path, sizeof path, "%s/m.nii%s", folder, suffixes[k]);
+        snprintf(twice, sizeof twice, "%s/mm.nii%s", folder, suffixes[k]);
+        write_file(path, bytes, 1, bytes + 1, 699999, 1);
+        snprintf(command, sizeof command, "cat '%s' '%s' > '%s'", path, path, twice);
+        assert_int_equal(system(command), 0);
+        uint8_t *back = NULL;
+        size_t size = 0;
+        assert_int_equal(source_read_all(twice, SIZE_MAX / 4, &back, &size, NULL), DM_OK);
+        assert_int_equal(size, 1400000);
+        assert_memory_equal(back, bytes, 700000);
+        assert_memory_equal(back + 700000, bytes, 700000);
+        free(back);
+    }
+    free(bytes);
+}
+
+static void test_every_truncation_is_an_error(void **state)
+{
+    (void)state;
+    uint8_t *bytes = make_bytes(300);
+    for (size_t k = 1; k < 3; k++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/c.nii%s", folder, suffixes[k]);
+        write_file(path, bytes, 100, bytes + 100, 200, 1);
+        size_t size;
+        uint8_t *whole = slurp(path, &size);
+        for (size_t n = k == 1 ? 2 : 4; n < size; n++) {
+            dm_error err = {0};
+            put(path, whole, n);
+            assert_int_equal(read_status(path, SIZE_MAX / 4, &err), DM_ERROR_FORMAT);
+            assert_string_equal(err.where, path);
+            assert_true(err.what[0] && err.remedy[0]);
+        }
+        free(whole);
+    }
+    free(bytes);
+}
+
+static void test_every_flipped_bit_is_an_error(void **state)
+{
+    (void)state;
+    uint8_t *bytes = make_bytes(300);
+    for (size_t k = 1; k < 3; k++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/f.nii%s", folder, suffixes[k]);
+        write_file(path, bytes, 100, bytes + 100, 200, 1);
+        size_t size;
+        uint8_t *whole = slurp(path, &size);
+        /* The gzip header's time, flags for speed and system are no data. */
+        for (size_t n = k == 1 ? 10 : 4; n < size; n++) {
+            whole[n] ^= 0x04;
+            put(path, whole, size);
+            whole[n] ^= 0x04;
+            uint8_t *back = NULL;
+            size_t got = 0;
+            dm_status status = source_read_all(path, SIZE_MAX / 4, &back, &got, NULL);
+            /* A bit that no reader looks at may be lost, data may not. */
+            assert_true(status != DM_OK || (got == 300 && memcmp(back, bytes, 300) == 0));
+            free(back);
+        }
+        free(whole);
+    }
+    free(bytes);
+}
+
+static void test_trailing_bytes(void **state)
+{
+    (void)state;
+    uint8_t bytes[64] = {1, 2, 3};
+    char path[128], command[512];
+    snprintf(path, sizeof path, "%s/t.nii.gz", folder);
+    write_file(path, bytes, 32, bytes + 32, 32, 1);
+    snprintf(command, sizeof command, "head -c 1000 /dev/zero >> '%s'", path);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(read_status(path, 1000, NULL), DM_OK);
+    snprintf(command, sizeof command, "printf garbage >> '%s'", path);
+    assert_int_equal(system(command), 0);
+    dm_error err = {0};
+    assert_int_equal(read_status(path, 1000, &err), DM_ERROR_FORMAT);
+    assert_non_null(strstr(err.what, "behind the gzip stream"));
+}
+
+static void test_limit_and_missing(void **state)
+{
+    (void)state;
+    char path[128];
+    uint8_t bytes[100] = {0};
+    dm_error err = {0};
+    snprintf(path, sizeof path, "%s/l.nii.gz", folder);
+    write_file(path, bytes, 50, bytes + 50, 50, 1);
+    assert_int_equal(read_status(path, 100, NULL), DM_OK);
+    assert_int_equal(read_status(path, 99, &err), DM_ERROR_FORMAT);
+    snprintf(path, sizeof path, "%s/missing", folder);
+    assert_int_equal(read_status(path, 99, &err), DM_ERROR_IO);
+    assert_string_equal(err.where, path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_bytes_do_not_depend_on_threads),
+        cmocka_unit_test(test_other_programs_open_it),
+        cmocka_unit_test(test_several_members),
+        cmocka_unit_test(test_every_truncation_is_an_error),
+        cmocka_unit_test(test_every_flipped_bit_is_an_error),
+        cmocka_unit_test(test_trailing_bytes),
+        cmocka_unit_test(test_limit_and_missing),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
