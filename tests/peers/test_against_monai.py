@@ -3,6 +3,9 @@
 
 import numpy as np
 import pytest
+
+pytest.importorskip("monai", reason="PyTorch and MONAI are missing: peers are not compared")
+
 from images import RAS_AFFINE, back_from, stored_as, uptake
 from make_test_models import random_generator, write_module
 from peer import sliding_window

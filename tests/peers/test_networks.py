@@ -5,6 +5,9 @@ import json
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="PyTorch is missing: the networks are not tested")
+
 import torch
 from dosemap_tools import constructed, export, graph, weights_file
 from dosemap_tools.make_graphs import graph_files
