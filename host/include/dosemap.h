@@ -193,8 +193,8 @@ typedef struct dm_labels dm_labels;
 
 /* `path`: one multi-label NIfTI (each non-zero integer is a structure) or a folder with one mask
  * per structure (non-zero is inside; the file's name is the structure's). `names_path`: JSON or TSV
- * that maps ids to names, or NULL: then NAME.json / NAME.tsv beside the label file are looked for;
- * ids without a name are called "label_ID". "totalsegmentator:total" and
+ * that maps ids to names, or NULL: then the BIDS table NAME.tsv beside the label file, if any; ids
+ * without a name are called "label_ID". "totalsegmentator:total" and
  * "totalsegmentator:head_glands_cavities" name TotalSegmentator's ids. */
 DM_API dm_status dm_labels_read(const char *path, const char *names_path, dm_labels **labels,
                                 dm_error *err);

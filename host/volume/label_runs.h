@@ -7,7 +7,7 @@
 #include "dosemap.h"
 
 typedef struct label_run {
-    uint64_t start; /* linear voxel index, x fastest */
+    uint64_t start;  /* linear voxel index, x fastest */
     uint32_t length; /* voxels; a run does not cross a row */
 } label_run;
 
