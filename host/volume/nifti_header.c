@@ -230,7 +230,7 @@ static dm_status check_data_range(const fields *f, int version, const char *path
         if (__builtin_mul_overflow(bytes, f->dim[d], &bytes))
             bytes = INT64_MAX;
     /* Converted to float32 the volume may take four times as much. */
-    if (bytes > INT64_MAX / 8 || (uint64_t)bytes > SIZE_MAX / 8)
+    if ((uint64_t)bytes > SIZE_MAX / 8)
         return error_set(err, DM_ERROR_FORMAT, path, damaged,
                          "%lldx%lldx%lld voxels are more than memory can ever hold",
                          (long long)f->dim[1], (long long)f->dim[2], (long long)f->dim[3]);

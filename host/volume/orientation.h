@@ -32,6 +32,7 @@ dm_status grid_map_make(const dm_grid *grid, const char *orientation, const doub
 /* "RAS" and the like, of an affine. */
 dm_status orientation_of(const dm_grid *grid, char letters[4], dm_error *err);
 
+/* True for three such letters and for "stored". */
 bool orientation_is_valid(const char *letters);
 
 #endif

@@ -365,7 +365,7 @@ static void test_bad_dimensions(void **state)
         {1, {4, 3, 1, 5, 24}, DM_ERROR_UNSUPPORTED, "4D series with 24 frames"},
         {2, {5, 3, 1, 5, 1, 3}, DM_ERROR_UNSUPPORTED, "dim[5] is 3"},
         {1, {3, 32767, 32767, 32767}, DM_ERROR_FORMAT, "there are 8192 bytes, but"},
-        {2, {3, 1 << 30, 1 << 30, 1}, DM_ERROR_FORMAT, "there are 8192 bytes, but"},
+        {2, {3, 1 << 29, 1 << 29, 1}, DM_ERROR_FORMAT, "there are 8192 bytes, but"},
         {2, {3, INT64_MAX, 1, 1}, DM_ERROR_FORMAT, "more than memory can ever hold"},
         {2, {3, INT64_MAX, INT64_MAX, INT64_MAX}, DM_ERROR_FORMAT, "more than memory"},
         {2, {3, 1LL << 32, 1LL << 32, 1}, DM_ERROR_FORMAT, "more than memory"},

@@ -168,6 +168,16 @@ static void test_resampled_grid_is_centred(void **state)
         }
 }
 
+/* Half a thousandth of a voxel is no reason for one more. */
+static void test_size_is_rounded_up(void **state)
+{
+    (void)state;
+    dm_grid grid = stored_grid(permutations[0], 0); /* 8 x 15 x 35 mm */
+    const double voxel_mm[3] = {8 / 3.0005, 15 / 3.002, 35 / 2.9};
+    grid_map map = make(&grid, "RAS", voxel_mm);
+    assert_true(map.dim[0] == 3 && map.dim[1] == 4 && map.dim[2] == 3);
+}
+
 static void test_same_spacing_is_kept(void **state)
 {
     (void)state;
@@ -270,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_48_orientations),
         cmocka_unit_test(test_identity),
         cmocka_unit_test(test_resampled_grid_is_centred),
+        cmocka_unit_test(test_size_is_rounded_up),
         cmocka_unit_test(test_same_spacing_is_kept),
         cmocka_unit_test(test_one_voxel),
         cmocka_unit_test(test_oblique),
