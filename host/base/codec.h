@@ -22,6 +22,9 @@ void source_close(byte_source *source);
 /* The codec that a file name asks for: .gz, .zst, else plain. */
 codec codec_of_name(const char *path);
 
+/* The compression libraries and the versions this was built with. */
+const char *codec_library(void);
+
 /* Writes `head` then `body` through the codec `kind` into `file` with `threads` threads (0: all
  * cores). The bytes depend only on the input: one gzip member of fixed chunks with mtime 0; zstd
  * with its size and checksum in the frame. */

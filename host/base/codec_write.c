@@ -6,6 +6,7 @@
  * ends on a byte boundary (full flush) and refers to nothing before it, so that chunks are
  * compressed in parallel and put one behind the other. Zstandard does the same by itself.
  */
+#include <isa-l.h>
 #include <isa-l/crc.h>
 #include <isa-l/igzip_lib.h>
 #include <pthread.h>
@@ -274,6 +275,15 @@ done:
     ZSTD_freeCCtx(context);
     free(buffer);
     return status;
+}
+
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
+
+const char *codec_library(void)
+{
+    return "Zstandard " ZSTD_VERSION_STRING ", ISA-L " TEXT(ISAL_MAJOR_VERSION) "." TEXT(
+        ISAL_MINOR_VERSION) "." TEXT(ISAL_PATCH_VERSION);
 }
 
 dm_status codec_write(output_file *file, codec kind, const void *head, size_t head_size,

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What this installation can use, and where it looks for weights. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/codec.h"
+#include "base/cores.h"
+#include "base/error.h"
+#include "base/json_text.h"
+#include "predict/cpu/cpu_info.h"
+#include "predict/cpu/network.h"
+#include "predict/predictor.h"
+
+#define MODEL_FILE "dosegan-constructed.safetensors.zst"
+
+/* ---- Default weights --------------------------------------------------------------------------
+ */
+
+/* The places, in order; NULL where $DOSEMAP_MODEL is not set. */
+static void model_places(const char *places[3])
+{
+    const char *named = getenv("DOSEMAP_MODEL");
+    places[0] = named && named[0] ? named : NULL;
+    places[1] = DOSEMAP_DATA_DIR "/" MODEL_FILE;
+    places[2] = DOSEMAP_BUILD_WEIGHTS "/" MODEL_FILE;
+}
+
+dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
+{
+    const char *places[3];
+    model_places(places);
+    if (size > 0)
+        path[0] = '\0';
+    for (int i = 0; i < 3; i++) {
+        if (!places[i])
+            continue;
+        if (access(places[i], R_OK) == 0) {
+            if (snprintf(path, size, "%s", places[i]) < (int)size)
+                return DM_OK;
+            return error_set(err, DM_ERROR_VALUE, places[i], "use a shorter path",
+                             "the path does not fit into %zu bytes", size);
+        }
+        if (i == 0) /* what was asked for by name is not replaced by something else */
+            return error_set(err, DM_ERROR_IO, places[0], "correct or unset DOSEMAP_MODEL",
+                             "the weights that $DOSEMAP_MODEL names cannot be read");
+    }
+    return error_set(err, DM_ERROR_IO, NULL, "name weights with --model FILE or $DOSEMAP_MODEL",
+                     "no weights at %s or %s", places[1], places[2]);
+}
+
+/* ---- Doctor -----------------------------------------------------------------------------------
+ */
+
+static json_t *library_facts(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:s}", "network", network_library(), "compression",
+                     codec_library(), "images", "NIfTI-clib (nifti2)", "json",
+                     jansson_version_str());
+}
+
+static json_t *cpu_facts(void)
+{
+    char name[128];
+    json_t *features = json_object(), *precisions = json_array();
+    for (int f = 0; f < CPU_FEATURE_COUNT; f++)
+        json_object_set_new(features, cpu_feature_name((cpu_feature)f),
+                            json_boolean(cpu_has((cpu_feature)f)));
+    for (int p = DM_PRECISION_FLOAT32; p <= DM_PRECISION_FP16; p++)
+        if (cpu_backend.supports((dm_precision)p))
+            json_array_append_new(precisions, json_string(precision_name((dm_precision)p)));
+    return json_pack("{s:s, s:I, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
+                     (json_int_t)cores_or(0), "features", features, "precisions", precisions);
+}
+
+static json_t *model_facts(void)
+{
+    char path[4096];
+    const char *places[3];
+    dm_error err = {0};
+    json_t *searched = json_array();
+    model_places(places);
+    for (int i = 0; i < 3; i++)
+        if (places[i])
+            json_array_append_new(searched, json_string(places[i]));
+    bool found = dm_default_model_path(path, sizeof path, &err) == DM_OK;
+    return json_pack("{s:o, s:o, s:o}", "default", found ? json_string(path) : json_null(),
+                     "searched", searched, "problem", found ? json_null() : json_string(err.what));
+}
+
+static json_t *doctor_facts(void)
+{
+    const backend *chosen;
+    dm_error err = {0};
+    bool cuda = backend_select("cuda", &chosen, &err) == DM_OK;
+    return json_pack("{s:s, s:o, s:o, s:{s:b, s:o}, s:o}", "version", dm_version(), "libraries",
+                     library_facts(), "cpu", cpu_facts(), "cuda", "usable", (int)cuda, "problem",
+                     cuda ? json_null() : json_string(err.what), "model", model_facts());
+}
+
+static const char *member(const json_t *object, const char *key)
+{
+    const char *value = json_string_value(json_object_get(object, key));
+    return value ? value : "none";
+}
+
+/* The strings of a list, or the keys of an object's true members, with commas between. */
+static void print_list(FILE *out, const char *title, const json_t *list)
+{
+    const char *comma = "", *key;
+    size_t i;
+    json_t *value;
+    fprintf(out, "%s", title);
+    json_array_foreach(list, i, value)
+    {
+        fprintf(out, "%s%s", comma, json_string_value(value));
+        comma = ", ";
+    }
+    json_object_foreach((json_t *)(uintptr_t)list, key, value)
+    {
+        fprintf(out, "%s%s%s", comma, json_is_true(value) ? "" : "no ", key);
+        comma = ", ";
+    }
+    fputc('\n', out);
+}
+
+static void print_facts(FILE *out, const json_t *facts)
+{
+    const json_t *libraries = json_object_get(facts, "libraries");
+    const json_t *cpu = json_object_get(facts, "cpu"), *cuda = json_object_get(facts, "cuda");
+    const json_t *model = json_object_get(facts, "model");
+    fprintf(out, "dosemap      %s\n", member(facts, "version"));
+    fprintf(out, "network      %s\n", member(libraries, "network"));
+    fprintf(out, "compression  %s\n", member(libraries, "compression"));
+    fprintf(out, "images       %s\n", member(libraries, "images"));
+    fprintf(out, "JSON         Jansson %s\n", member(libraries, "json"));
+    fprintf(out, "CPU          %s\n", member(cpu, "name"));
+    fprintf(out, "threads      %lld\n",
+            (long long)json_integer_value(json_object_get(cpu, "threads")));
+    print_list(out, "features     ", json_object_get(cpu, "features"));
+    print_list(out, "precisions   ", json_object_get(cpu, "precisions"));
+    fprintf(out, "CUDA         %s\n",
+            json_is_true(json_object_get(cuda, "usable")) ? "usable" : member(cuda, "problem"));
+    fprintf(out, "weights      %s\n",
+            json_is_string(json_object_get(model, "default")) ? member(model, "default")
+                                                              : member(model, "problem"));
+    print_list(out, "looked in    ", json_object_get(model, "searched"));
+}
+
+dm_status dm_doctor(bool as_json, char **text, dm_error *err)
+{
+    size_t size = 0;
+    *text = NULL;
+    json_t *facts = doctor_facts();
+    if (!facts)
+        return error_memory(err, 4096, "the report");
+    dm_status status = DM_OK;
+    if (as_json) {
+        status = json_print(facts, text, err);
+    } else {
+        FILE *out = open_memstream(text, &size);
+        if (out) {
+            print_facts(out, facts);
+            fclose(out);
+        }
+        if (!out || !*text)
+            status = error_memory(err, 4096, "the report");
+    }
+    json_decref(facts);
+    return status;
+}
