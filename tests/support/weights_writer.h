@@ -192,20 +192,20 @@ static inline uint8_t *weights_image(weights_writer *w, const char *header, size
 {
     char *own = NULL;
     if (!header) {
-        char hex[17], *graph = json_dumps(w->graph, 0), *card = json_dumps(w->card, 0);
+        char hex[17], *graph_text = json_dumps(w->graph, 0), *card_text = json_dumps(w->card, 0);
         json_t *metadata = json_object(), *all = json_object();
         bytes_checksum(w->data_size ? w->data : (const uint8_t *)"", w->data_size, hex);
         weights_default_metadata(w, metadata, "dosemap.format", "1");
-        weights_default_metadata(w, metadata, "dosemap.graph", graph);
-        weights_default_metadata(w, metadata, "dosemap.card", card);
+        weights_default_metadata(w, metadata, "dosemap.graph", graph_text);
+        weights_default_metadata(w, metadata, "dosemap.card", card_text);
         weights_default_metadata(w, metadata, "dosemap.provenance", "{\"made_by\": \"a test\"}");
         weights_default_metadata(w, metadata, "dosemap.xxh64", hex);
         json_object_set_new(all, "__metadata__", metadata);
         json_object_update(all, w->header);
         header = own = json_dumps(all, JSON_COMPACT);
         json_decref(all);
-        free(graph);
-        free(card);
+        free(graph_text);
+        free(card_text);
     }
     size_t n = strlen(header);
     uint8_t *image = calloc(8 + n + w->data_size, 1);
