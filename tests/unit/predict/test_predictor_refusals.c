@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the predictor refuses: with the value, the reason, and what to do. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "small_models.h"
+
+static void expect(const dm_error *err, dm_status status, dm_status found, const char *what,
+                   const char *remedy)
+{
+    assert_int_equal(found, status);
+    assert_int_equal(err->status, status);
+    if (!strstr(err->what, what) || !strstr(err->remedy, remedy))
+        fail_msg("'%s; %s' lacks '%s' or '%s'", err->what, err->remedy, what, remedy);
+}
+
+static void refuse_create(const dm_model *model, const dm_predict_options *options,
+                          dm_status status, const char *what, const char *remedy)
+{
+    dm_error err = {0};
+    dm_predictor *predictor = (dm_predictor *)&err;
+    dm_status found = dm_predictor_create(model, options, &predictor, &err);
+    expect(&err, status, found, what, remedy);
+    assert_null(predictor);
+}
+
+static void refuse_run(const dm_model *model, const dm_predict_options *options,
+                       const dm_volume *pet, dm_status status, const char *what, const char *remedy)
+{
+    dm_error err = {0};
+    dm_pet_info info = unit_info();
+    dm_predictor *predictor = NULL;
+    dm_prediction *prediction = (dm_prediction *)&err;
+    no_error(dm_predictor_create(model, options, &predictor, &err), &err);
+    dm_status found = dm_predictor_run(predictor, pet, &info, NULL, &prediction, &err);
+    expect(&err, status, found, what, remedy);
+    assert_null(prediction);
+    dm_predictor_free(predictor);
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    dm_model *model = identity_model(8);
+    dm_predict_options o = plain_options();
+    o.overlap = 0.95;
+    refuse_create(model, &o, DM_ERROR_VALUE, "0.95", "--overlap");
+    o = plain_options();
+    o.activity_gbq = -1;
+    refuse_create(model, &o, DM_ERROR_VALUE, "-1", "--activity");
+    o.activity_gbq = INFINITY;
+    refuse_create(model, &o, DM_ERROR_VALUE, "inf", "--activity");
+    o = plain_options();
+    o.skip_air = INFINITY;
+    refuse_create(model, &o, DM_ERROR_VALUE, "inf", "--skip-air");
+    o = plain_options();
+    o.blend = (dm_blend)7;
+    refuse_create(model, &o, DM_ERROR_VALUE, "7", "gaussian");
+    o = plain_options();
+    o.batch = 1000000;
+    refuse_create(model, &o, DM_ERROR_VALUE, "1000000", "fewer");
+    o = plain_options();
+    o.v_thresholds = (const double[]){1, -2};
+    o.n_v_thresholds = 2;
+    refuse_create(model, &o, DM_ERROR_VALUE, "-2", "at least 0");
+    o = plain_options();
+    o.precision = DM_PRECISION_TF32;
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "tf32", "float32");
+    dm_model_free(model);
+}
+
+static void test_devices(void **state)
+{
+    (void)state;
+    dm_model *model = identity_model(8);
+    dm_predict_options o = plain_options();
+    o.device = "cuda:0";
+    refuse_create(model, &o, DM_ERROR_DEVICE, "built without CUDA", "--device cpu");
+    o.device = "tpu";
+    refuse_create(model, &o, DM_ERROR_VALUE, "'tpu'", "cpu");
+    static const char *const good[] = {NULL, "auto", "cpu"};
+    for (int i = 0; i < 3; i++) {
+        dm_error err = {0};
+        dm_predictor *predictor = NULL;
+        o.device = good[i];
+        no_error(dm_predictor_create(model, &o, &predictor, &err), &err);
+        dm_predictor_free(predictor);
+    }
+    dm_model_free(model);
+}
+
+static void test_tiles(void **state)
+{
+    (void)state;
+    weights_writer w;
+    begin_strided(&w, 8, false);
+    dm_model *model = finish_model(&w);
+    dm_predict_options o = plain_options();
+    o.tile[1] = 11;
+    refuse_create(model, &o, DM_ERROR_VALUE, "11 voxels along y", "10 or 12");
+    o.tile[1] = 1;
+    refuse_create(model, &o, DM_ERROR_VALUE, "total stride 2", "--tile 2");
+    dm_model_free(model);
+}
+
+static void test_tile_statistics(void **state)
+{
+    (void)state;
+    weights_writer w;
+    begin_strided(&w, 8, true);
+    dm_model *model = finish_model(&w);
+    dm_volume *pet = make_pet(20, 13, 9);
+    for (int whole = 0; whole < 2; whole++) {
+        dm_predict_options o = plain_options();
+        o.tile[2] = whole ? DM_TILE_WHOLE : 16;
+        refuse_create(model, &o, DM_ERROR_VALUE, "along z", "--force-tile");
+        o.force_tile = true;
+        dm_prediction_free(predict(model, &o, pet, NULL));
+    }
+    dm_predict_options o = plain_options();
+    dm_prediction_free(predict(model, &o, pet, NULL)); /* the training patch */
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
+static void set_port(weights_writer *w, const char *list, const char *quantity, const char *unit)
+{
+    json_t *port = json_array_get(json_object_get(w->graph, list), 0);
+    json_object_set_new(port, "quantity", json_string(quantity));
+    json_object_set_new(port, "unit", json_string(unit));
+}
+
+static void test_models(void **state)
+{
+    (void)state;
+    const float kernel[27] = {1};
+    weights_writer w;
+    dm_predict_options o = plain_options();
+    dm_model *model;
+
+    weights_begin(&w, "xyz", 8, 8, 8);
+    weights_input(&w, "pet", 2);
+    weights_output(&w, "dose", 1);
+    weights_random(&w, "w", 1, 1, 5, (const size_t[]){1, 2, 1, 1, 1});
+    weights_node(&w, "Conv", "c", "pet w -", "dose", "{'kernel_shape': [1, 1, 1]}");
+    model = finish_model(&w);
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "2 channels", "PET to dose");
+    dm_model_free(model);
+
+    begin_convolution(&w, 8, kernel);
+    set_port(&w, "inputs", "hu", "HU");
+    model = finish_model(&w);
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "neither uptake nor SUV", "PET to dose");
+    dm_model_free(model);
+
+    begin_convolution(&w, 8, kernel);
+    set_port(&w, "outputs", "suv", "g/mL");
+    model = finish_model(&w);
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "not a dose per activity", "PET to dose");
+    dm_model_free(model);
+
+    weights_begin(&w, "xyz", 8, 8, 8);
+    weights_input(&w, "pet", 1);
+    weights_output(&w, "dose", 1);
+    weights_random(&w, "w", 1, 1, 5, (const size_t[]){1, 1, 3, 3, 3});
+    weights_node(&w, "Conv", "c", "pet w -", "dose", "{'kernel_shape': [3, 3, 3]}");
+    model = finish_model(&w);
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "another size", "one dose per voxel");
+    dm_model_free(model);
+}
+
+static void test_voxels_that_are_no_numbers(void **state)
+{
+    (void)state;
+    dm_model *model = identity_model(8);
+    dm_volume *pet = make_pet(9, 8, 7);
+    dm_predict_options o = plain_options();
+    pet->data[4 + 9 * (3 + 8 * 5)] = NAN;
+    refuse_run(model, &o, pet, DM_ERROR_VALUE, "(4, 3, 5) of the PET is nan", "--nan-to-zero");
+    pet->data[4 + 9 * (3 + 8 * 5)] = -INFINITY;
+    refuse_run(model, &o, pet, DM_ERROR_VALUE, "is -inf", "--nan-to-zero");
+    o.nan_to_zero = true;
+    dm_prediction *p = predict(model, &o, pet, NULL);
+    assert_true(dose_of(p)[4 + 9 * (3 + 8 * 5)] == 0);
+    assert_true(dm_volume_all_finite(dm_prediction_dose(p), NULL));
+    dm_prediction_free(p);
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
+static void test_network_overflow(void **state)
+{
+    (void)state;
+    weights_writer w;
+    begin_scaling(&w, 8, 3e38f);
+    dm_model *model = finish_model(&w);
+    dm_volume *pet = make_pet(9, 8, 7);
+    for (size_t i = 0; i < 9 * 8 * 7; i++)
+        pet->data[i] = 0.1f;
+    pet->data[5 + 9 * (2 + 8 * 6)] = 10;
+    for (unsigned threads = 1; threads <= 3; threads++) {
+        dm_predict_options o = plain_options();
+        o.threads = threads;
+        refuse_run(model, &o, pet, DM_ERROR_VALUE, "output is not finite at voxel (5, 2, 6)",
+                   "units");
+    }
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
+static void set_intensity(weights_writer *w, const char *list, const char *steps)
+{
+    json_object_set_new(json_array_get(json_object_get(w->graph, list), 0), "intensity",
+                        weights_json(steps));
+}
+
+static void test_transforms_without_a_value(void **state)
+{
+    (void)state;
+    weights_writer w;
+    dm_predict_options o = plain_options();
+    dm_volume *pet = make_pet(9, 8, 7);
+    pet->data[3 + 9 * (1 + 8 * 2)] = -5;
+    begin_scaling(&w, 8, 1);
+    set_intensity(&w, "inputs", "[{'sqrt': true}]");
+    dm_model *model = finish_model(&w);
+    refuse_run(model, &o, pet, DM_ERROR_VALUE, "voxel (3, 1, 2), -5 as stored", "negative");
+    dm_model_free(model);
+
+    begin_scaling(&w, 8, 1);
+    set_intensity(&w, "outputs", "[{'scale': 100, 'offset': 0}, {'expm1': true}]");
+    model = finish_model(&w);
+    pet->data[3 + 9 * (1 + 8 * 2)] = 1;
+    for (size_t i = 0; i < 9 * 8 * 7; i++)
+        pet->data[i] = 0.1f;
+    pet->data[2 + 9 * (1 + 8 * 2)] = 1;
+    refuse_run(model, &o, pet, DM_ERROR_VALUE, "output transform is not finite at voxel (2, 1, 2)",
+               "units");
+    dm_model_free(model);
+    dm_volume_free(pet);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_options),
+                                       cmocka_unit_test(test_devices),
+                                       cmocka_unit_test(test_tiles),
+                                       cmocka_unit_test(test_tile_statistics),
+                                       cmocka_unit_test(test_models),
+                                       cmocka_unit_test(test_voxels_that_are_no_numbers),
+                                       cmocka_unit_test(test_network_overflow),
+                                       cmocka_unit_test(test_transforms_without_a_value)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
