@@ -50,7 +50,7 @@ typedef struct chain_link {
     int tensor;          /* for *_TENSOR: same size as the result, or 1 channel and/or 1x1x1 voxels,
                             then broadcast */
     float alpha;
-    const float *scale;  /* per channel, owned by the plan */
+    const float *scale;  /* per channel, owned by the plan; AFFINE: NULL counts as 1, and for shift 0 */
     const float *shift;
 } chain_link;
 
@@ -58,14 +58,15 @@ typedef enum step_kind {
     STEP_CONV,
     STEP_CONV_TRANSPOSE,
     STEP_NORM,        /* instance (groups == channels) or group normalisation, affine */
-    STEP_POINTWISE,   /* the chain alone, on in */
+    STEP_POINTWISE,   /* the chain alone, on in, which has out's size; out may lie where in lies */
     STEP_MAX_POOL,
     STEP_AVERAGE_POOL,
     STEP_GLOBAL_AVERAGE_POOL,
     STEP_RESIZE,
     STEP_PAD,
     STEP_SLICE,
-    STEP_COPY         /* into a part of a concatenation that could not be written in place */
+    STEP_COPY         /* no chain: into a part of a concatenation that could not be written in place,
+                         or into the output, then with conversion to float32 */
 } step_kind;
 
 typedef struct plan_step {
@@ -78,7 +79,8 @@ typedef struct plan_step {
     const float *scale, *shift; /* STEP_NORM: affine, NULL for none */
     size_t n_chain;
     chain_link *chain;      /* applied to the result in float before it is stored */
-    double flops;           /* per sample, multiply and add counted as two, padding taps included */
+    double flops;           /* of convolutions, per sample, multiply and add counted as two, padding
+                               taps included; other steps are bound by bytes and have 0 */
     double useful_flops;    /* without taps on padding */
     double bytes;           /* read and written per sample, weights not counted */
     double weight_bytes;
@@ -101,15 +103,24 @@ typedef struct plan {
     plan_tensor *tensors;
     size_t n_steps;
     plan_step *steps;
-    int input, output;          /* tensors */
+    int input, output;          /* tensors; both dense (pitch == channels) */
     size_t arena_bytes;         /* per sample; a multiple of 64 */
     double flops, useful_flops, bytes, weight_bytes;
     float **owned;              /* folded weights and constants */
     size_t n_owned;
 } plan;
 
-/* Errors: VALUE if the tile does not fit the network, UNSUPPORTED for several inputs or outputs. */
-dm_status plan_build(const graph *graph, const plan_options *options, plan **plan, dm_error *err);
-void plan_free(plan *plan);
+/* What the CPU backend's convolutions can do (conv_reads_views, conv_writes_views). Here and not in
+ * the backend, because describing a model needs no backend. */
+void plan_options_cpu(plan_options *options);
+
+/* A transposed convolution whose windows tile the output exactly. Backends run it as a matrix product
+ * and write the result themselves, so its output may be a view whatever conv_writes_views says. */
+bool transpose_tiles_output(const graph_node *node);
+
+/* The graph must outlive the plan. Errors: VALUE if the tile does not fit the network,
+ * UNSUPPORTED for several inputs or outputs and for operands broadcast along some spatial axes only. */
+dm_status plan_build(const graph *g, const plan_options *options, plan **out, dm_error *err);
+void plan_free(plan *p);
 
 #endif
