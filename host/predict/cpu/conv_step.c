@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "predict/cpu/conv_step.h"
+
+#include "base/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Pack and stage of a piece together; half of a common second-level cache. */
+enum { PIECE_BYTES = 512 * 1024, ALIGNMENT = 64 };
+
+static bool all_equal(const int a[3], int value)
+{
+    return a[0] == value && a[1] == value && a[2] == value;
+}
+
+static bool has_no_padding(const graph_node *node)
+{
+    return all_equal(node->pad_begin, 0) && all_equal(node->pad_end, 0) &&
+           all_equal(node->dilation, 1);
+}
+
+static bool is_voxelwise(const plan_step *step)
+{
+    const graph_node *node = step->node;
+    return step->kind == STEP_CONV && all_equal(node->kernel, 1) && all_equal(node->stride, 1) &&
+           has_no_padding(node);
+}
+
+static bool can_unfold(const plan_step *step)
+{
+    const graph_node *node = step->node;
+    return step->kind == STEP_CONV_TRANSPOSE && node->groups == 1 && has_no_padding(node) &&
+           all_equal(node->output_padding, 0) &&
+           memcmp(node->kernel, node->stride, sizeof node->kernel) == 0;
+}
+
+/* ---- The chain as post-operations -------------------------------------------------------------
+ */
+
+static bool same_slope(const float *slope, size_t channels)
+{
+    for (size_t c = 1; c < channels; c++)
+        if (slope[c] < slope[0] || slope[c] > slope[0])
+            return false;
+    return true;
+}
+
+/* False where oneDNN cannot do the link, or not with what lies in the arena. */
+static bool as_post(const plan *p, const plan_step *step, const chain_link *link,
+                    post_operation *post)
+{
+    const plan_tensor *out = &p->tensors[step->out];
+    *post = (post_operation){.op = link->op, .alpha = link->alpha};
+    switch (link->op) {
+    case CHAIN_ADD_TENSOR: {
+        const plan_tensor *t = &p->tensors[link->tensor];
+        if (step->kind != STEP_CONV || t->pitch != t->channels || t->channels != out->channels ||
+            memcmp(t->dim, out->dim, sizeof t->dim) != 0)
+            return false;
+        post->type = t->type;
+        post->in_place = t->offset == out->offset && t->type == out->type;
+        return true;
+    }
+    case CHAIN_PRELU:
+        post->op = CHAIN_LEAKY_RELU;
+        post->alpha = link->scale[0];
+        return same_slope(link->scale, out->channels);
+    case CHAIN_RELU:
+    case CHAIN_LEAKY_RELU:
+    case CHAIN_ELU:
+    case CHAIN_GELU:
+    case CHAIN_GELU_TANH:
+    case CHAIN_SIGMOID:
+    case CHAIN_TANH:
+    case CHAIN_SOFTPLUS:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static size_t collect_post(const plan *p, const plan_step *step, post_operation *post)
+{
+    size_t n = 0;
+    while (n < step->n_chain && n < CONV_STEP_MAX_POST &&
+           as_post(p, step, &step->chain[n], &post[n]))
+        n++;
+    return n;
+}
+
+/* ---- Making -----------------------------------------------------------------------------------
+ */
+
+/* (I, O, taps) to (taps, O, I), and the bias once for each tap. */
+static dm_status unfold_weights(const plan_step *step, size_t in, size_t out, size_t taps,
+                                float **weight, float **bias, dm_error *err)
+{
+    *weight = array_alloc(in * out * taps, sizeof **weight);
+    *bias = array_alloc(out * taps, sizeof **bias);
+    if (!*weight || !*bias)
+        return error_memory(err, in * out * taps * sizeof **weight, step->name);
+    for (size_t k = 0; k < taps; k++)
+        for (size_t o = 0; o < out; o++) {
+            (*bias)[k * out + o] = step->bias ? step->bias[o] : 0;
+            for (size_t i = 0; i < in; i++)
+                (*weight)[(k * out + o) * in + i] = step->weight[(i * out + o) * taps + k];
+        }
+    return DM_OK;
+}
+
+/* The largest number of planes that divides the input and keeps a piece in cache. */
+static size_t piece_planes(const plan_tensor *in, size_t bytes_per_voxel)
+{
+    size_t plane = in->dim[1] * in->dim[2] * bytes_per_voxel, best = 1;
+    for (size_t n = 2; n <= in->dim[0]; n++)
+        if (in->dim[0] % n == 0 && n * plane <= PIECE_BYTES)
+            best = n;
+    return best;
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static void fill_spec(const plan *p, const plan_step *step, const conv_step *conv,
+                      convolution_spec *spec)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    const graph_node *node = step->node;
+    *spec = (convolution_spec){.name = step->name,
+                               .transposed = step->kind == STEP_CONV_TRANSPOSE && !conv->unfold,
+                               .in_channels = in->channels,
+                               .out_channels = out->channels,
+                               .groups = (size_t)node->groups,
+                               .weight = step->weight,
+                               .bias = conv->bias_apart ? NULL : step->bias,
+                               .type = p->options.type,
+                               .out_type = out->type,
+                               .staged = conv->stage,
+                               .post = conv->post};
+    for (int a = 0; a < 3; a++) {
+        spec->in[a] = in->dim[a];
+        spec->out[a] = conv->unfold ? in->dim[a] : out->dim[a];
+        spec->kernel[a] = conv->unfold ? 1 : (size_t)node->kernel[a];
+        spec->stride[a] = conv->unfold ? 1 : (size_t)node->stride[a];
+        spec->dilation[a] = (size_t)node->dilation[a];
+        spec->pad_begin[a] = (size_t)node->pad_begin[a];
+    }
+    if (conv->planes < in->dim[0])
+        spec->in[0] = spec->out[0] = conv->planes;
+}
+
+static dm_status create(const plan *p, const plan_step *step, conv_step *conv, dm_error *err)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    size_t taps = (size_t)step->node->kernel[0] * (size_t)step->node->kernel[1] *
+                  (size_t)step->node->kernel[2];
+    float *weight = NULL, *bias = NULL;
+    convolution_spec spec;
+    dm_status status = DM_OK;
+    conv->source_type = p->options.type;
+    conv->unfold = can_unfold(step);
+    conv->bias_apart = step->kind == STEP_CONV_TRANSPOSE && !conv->unfold && step->bias;
+    size_t n_post = step->kind == STEP_CONV || conv->unfold ? collect_post(p, step, conv->post) : 0;
+    conv->pack = in->pitch != in->channels || in->type != p->options.type;
+    conv->stage =
+        conv->unfold || conv->bias_apart || out->pitch != out->channels || n_post < step->n_chain;
+    conv->stage_channels = out->channels * (conv->unfold ? taps : 1);
+    /* Nothing to keep in cache: one piece. */
+    conv->planes = in->dim[0];
+    if ((is_voxelwise(step) && (conv->pack || conv->stage)) || conv->unfold)
+        conv->planes = piece_planes(in, (conv->pack ? in->channels : 0) * sizeof(float) +
+                                            conv->stage_channels * sizeof(float));
+    fill_spec(p, step, conv, &spec);
+    spec.n_post = n_post;
+    if (conv->unfold) {
+        status = unfold_weights(step, in->channels, out->channels, taps, &weight, &bias, err);
+        spec.out_channels = conv->stage_channels;
+        spec.weight = weight;
+        spec.bias = bias;
+    }
+    if (status == DM_OK)
+        status = convolution_create(&spec, &conv->conv, &conv->post_done, err);
+    if (conv->post_done < n_post)
+        conv->stage = true;
+    free(weight);
+    free(bias);
+    return status;
+}
+
+dm_status conv_step_create(const plan *p, const plan_step *step, conv_step *conv, dm_error *err)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    *conv = (conv_step){0};
+    dm_status status = create(p, step, conv, err);
+    if (status != DM_OK)
+        return status;
+    size_t in_plane = in->dim[1] * in->dim[2], out_voxels = out->dim[0] * out->dim[1] * out->dim[2];
+    size_t stage_voxels =
+        conv->planes < in->dim[0] || conv->unfold ? conv->planes * in_plane : out_voxels;
+    conv->pack_at = aligned(convolution_scratch_bytes(conv->conv));
+    conv->stage_at = conv->pack_at;
+    if (conv->pack)
+        conv->stage_at +=
+            aligned(conv->planes * in_plane * in->channels * element_size(p->options.type));
+    conv->scratch_bytes = conv->stage_at;
+    if (conv->stage)
+        conv->scratch_bytes += aligned(stage_voxels * conv->stage_channels * sizeof(float));
+    return DM_OK;
+}
+
+void conv_step_free(conv_step *conv)
+{
+    convolution_free(conv->conv);
+    conv->conv = NULL;
+}
+
+/* ---- Running ----------------------------------------------------------------------------------
+ */
+
+static void finish_piece(const bound_conv *bound, const plan_step *step,
+                         const step_buffers *buffers, void *stage, size_t z)
+{
+    const conv_step *conv = bound->conv;
+    tensor_view done = {.data = stage,
+                        .channels = conv->stage_channels,
+                        .pitch = conv->stage_channels,
+                        .type = ELEMENT_F32};
+    if (conv->unfold) {
+        memcpy(done.dim, bound->in.dim, sizeof done.dim);
+        done.dim[0] = conv->planes;
+        step_unfold(buffers, step->node->kernel, &done, z, &bound->out, &bound->rest);
+        return;
+    }
+    memcpy(done.dim, bound->out.dim, sizeof done.dim);
+    if (conv->planes < bound->in.dim[0])
+        done.dim[0] = conv->planes;
+    step_pointwise_part(buffers, &done, z * done.dim[1] * done.dim[2], &bound->out, &bound->rest);
+}
+
+dm_status conv_step_run(const bound_conv *bound, const plan_step *step, const step_buffers *buffers,
+                        unsigned char *scratch, dm_error *err)
+{
+    const conv_step *conv = bound->conv;
+    const bound_chain nothing = {0};
+    for (size_t z = 0; z < bound->in.dim[0]; z += conv->planes) {
+        tensor_view in = view_planes(&bound->in, z, conv->planes);
+        size_t first = z * in.dim[1] * in.dim[2]; /* of the result, when there are pieces */
+        const void *operands[CONV_STEP_MAX_POST] = {0};
+        if (conv->pack) {
+            tensor_view packed = in;
+            packed.data = scratch + conv->pack_at;
+            packed.pitch = packed.channels;
+            packed.type = conv->source_type;
+            step_pointwise(buffers, &in, &packed, &nothing);
+            in = packed;
+        }
+        for (size_t i = 0; i < conv->post_done; i++)
+            if (bound->operands[i])
+                operands[i] = (const char *)bound->operands[i] +
+                              first * bound->out.channels * element_size(conv->post[i].type);
+        void *to = conv->stage ? scratch + conv->stage_at : bound->out.data;
+        dm_status status = convolution_run(bound->binding, in.data, to, operands, scratch, err);
+        if (status != DM_OK)
+            return status;
+        if (conv->stage)
+            finish_piece(bound, step, buffers, to, z);
+    }
+    return DM_OK;
+}

@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "predict/cpu/network.h"
+
+#include "base/error.h"
+#include "predict/cpu/conv_step.h"
+#include "predict/cpu/steps.h"
+
+#include <stdlib.h>
+
+/* Floats of a row: two of them leave half of a first-level cache free. */
+enum { ROW_FLOATS = 2048, ALIGNMENT = 64 };
+
+/* What all workers share of a step. */
+typedef struct shared_step {
+    conv_step conv;             /* convolutions */
+    axis_map maps[3];           /* STEP_PAD, STEP_SLICE, STEP_RESIZE */
+    size_t first_link, n_links; /* of each worker's links: what is left of the chain */
+} shared_step;
+
+struct network {
+    const plan *plan;
+    shared_step *steps;
+    size_t n_links;
+    size_t scratch_bytes, row_floats, channels; /* largest of any step */
+};
+
+typedef struct bound_step {
+    tensor_view in, out;
+    bound_chain chain;
+    bound_conv conv;
+} bound_step;
+
+struct worker {
+    const network *network;
+    unsigned char *memory; /* the arena, then what follows */
+    unsigned char *scratch;
+    step_buffers buffers;
+    bound_link *links;
+    bound_step *steps;
+};
+
+static bool is_convolution(const plan_step *step)
+{
+    return step->kind == STEP_CONV || step->kind == STEP_CONV_TRANSPOSE;
+}
+
+/* ---- Network ----------------------------------------------------------------------------------
+ */
+
+static dm_status check_plan(const plan *p, dm_error *err)
+{
+    const plan_tensor *ends[2] = {&p->tensors[p->input], &p->tensors[p->output]};
+    for (size_t i = 0; i < p->n_tensors; i++)
+        if (p->tensors[i].type == ELEMENT_F16)
+            return error_set(err, DM_ERROR_UNSUPPORTED, NULL,
+                             "use --precision float32 or --precision bf16",
+                             "tensor \"%s\" is fp16, which the CPU backend does not compute in",
+                             p->tensors[i].name);
+    for (int i = 0; i < 2; i++)
+        if (ends[i]->pitch != ends[i]->channels)
+            return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "insert an Identity before it",
+                             "the network's %s \"%s\" is part of a wider tensor (%zu of %zu "
+                             "channels)",
+                             i ? "output" : "input", ends[i]->name, ends[i]->channels,
+                             ends[i]->pitch);
+    if (ends[1]->type != ELEMENT_F32)
+        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, NULL,
+                         "the network's output \"%s\" is not float32", ends[1]->name);
+    return DM_OK;
+}
+
+static void note_size(network *net, size_t floats)
+{
+    net->row_floats = floats > net->row_floats ? floats : net->row_floats;
+}
+
+static dm_status prepare(network *net, const plan_step *step, shared_step *shared, dm_error *err)
+{
+    const plan_tensor *in = &net->plan->tensors[step->in], *out = &net->plan->tensors[step->out];
+    dm_status status = DM_OK;
+    size_t done = 0;
+    bool mapped = step->kind == STEP_PAD || step->kind == STEP_SLICE || step->kind == STEP_RESIZE;
+    for (int a = 0; mapped && status == DM_OK && a < 3; a++)
+        status = axis_map_create(step, a, in->dim[a], out->dim[a], &shared->maps[a], err);
+    if (is_convolution(step)) {
+        status = conv_step_create(net->plan, step, &shared->conv, err);
+        done = shared->conv.post_done;
+        if (shared->conv.scratch_bytes > net->scratch_bytes)
+            net->scratch_bytes = shared->conv.scratch_bytes;
+        if (shared->conv.unfold)
+            note_size(net, (size_t)step->node->kernel[2] * out->channels);
+    }
+    shared->first_link = net->n_links;
+    shared->n_links = step->n_chain - done + (shared->conv.bias_apart ? 1 : 0);
+    net->n_links += shared->n_links;
+    return status;
+}
+
+dm_status network_create(const plan *p, network **created, dm_error *err)
+{
+    *created = NULL;
+    dm_status status = check_plan(p, err);
+    if (status != DM_OK)
+        return status;
+    network *net = array_zero(1, sizeof *net);
+    if (!net)
+        return error_memory(err, sizeof *net, "the network");
+    net->plan = p;
+    net->row_floats = ROW_FLOATS;
+    for (size_t i = 0; i < p->n_tensors; i++)
+        if (p->tensors[i].channels > net->channels)
+            net->channels = p->tensors[i].channels;
+    note_size(net, net->channels);
+    net->steps = array_zero(p->n_steps, sizeof *net->steps);
+    if (!net->steps && p->n_steps > 0)
+        status = error_memory(err, p->n_steps * sizeof *net->steps, "the network's steps");
+    for (size_t i = 0; status == DM_OK && i < p->n_steps; i++)
+        status = prepare(net, &p->steps[i], &net->steps[i], err);
+    if (status == DM_OK)
+        *created = net;
+    else
+        network_free(net);
+    return status;
+}
+
+void network_free(network *net)
+{
+    if (!net)
+        return;
+    for (size_t i = 0; net->steps && i < net->plan->n_steps; i++) {
+        conv_step_free(&net->steps[i].conv);
+        for (int a = 0; a < 3; a++)
+            axis_map_free(&net->steps[i].maps[a]);
+    }
+    free(net->steps);
+    free(net);
+}
+
+const char *network_library(void)
+{
+    return convolution_library();
+}
+
+bool network_supports(dm_precision precision)
+{
+    return precision == DM_PRECISION_FLOAT32 ||
+           (precision == DM_PRECISION_BF16 && convolution_is_native(ELEMENT_BF16));
+}
+
+void network_plan_needs(plan_options *options)
+{
+    options->conv_reads_views = false;
+    options->conv_writes_views = false;
+}
+
+const char *network_kernel(const network *net, size_t step)
+{
+    const convolution *conv = net->steps[step].conv.conv;
+    return conv ? convolution_kernel(conv) : NULL;
+}
+
+/* ---- Worker -----------------------------------------------------------------------------------
+ */
+
+/* Where a worker's parts lie in its one piece of memory. */
+typedef struct worker_layout {
+    size_t scratch, row, operand, parameters, statistics, bytes;
+} worker_layout;
+
+static size_t place(size_t *end, size_t bytes)
+{
+    size_t at = *end;
+    *end += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return at;
+}
+
+static worker_layout lay_out(const network *net)
+{
+    worker_layout l = {0};
+    size_t end = 0;
+    place(&end, net->plan->arena_bytes);
+    l.scratch = place(&end, net->scratch_bytes);
+    l.row = place(&end, net->row_floats * sizeof(float));
+    l.operand = place(&end, net->row_floats * sizeof(float));
+    l.parameters = place(&end, 3 * net->channels * sizeof(float));
+    l.statistics = place(&end, 2 * net->channels * sizeof(double));
+    l.bytes = end;
+    return l;
+}
+
+size_t network_worker_bytes(const network *net)
+{
+    return lay_out(net).bytes;
+}
+
+static tensor_view view_of(const worker *w, int tensor)
+{
+    const plan_tensor *t = &w->network->plan->tensors[tensor];
+    tensor_view view = {.data = w->memory + t->offset + t->channel_start * element_size(t->type),
+                        .channels = t->channels,
+                        .pitch = t->pitch,
+                        .dim = {t->dim[0], t->dim[1], t->dim[2]},
+                        .type = t->type};
+    return view;
+}
+
+static bool has_tensor(chain_op op)
+{
+    return op == CHAIN_ADD_TENSOR || op == CHAIN_MUL_TENSOR || op == CHAIN_SUB_TENSOR ||
+           op == CHAIN_RSUB_TENSOR;
+}
+
+static void bind_chain(worker *w, const plan_step *step, const shared_step *shared,
+                       bound_step *bound)
+{
+    bound_link *link = w->links + shared->first_link;
+    bound->chain = (bound_chain){shared->n_links, link};
+    if (shared->conv.bias_apart)
+        *link++ = (bound_link){.op = CHAIN_AFFINE, .shift = step->bias};
+    for (size_t i = shared->conv.post_done; i < step->n_chain; i++, link++) {
+        const chain_link *from = &step->chain[i];
+        *link = (bound_link){from->op, from->alpha, from->scale, from->shift, {0}};
+        if (has_tensor(from->op))
+            link->tensor = view_of(w, from->tensor);
+    }
+}
+
+static dm_status bind_step(worker *w, const plan_step *step, const shared_step *shared,
+                           bound_step *bound, dm_error *err)
+{
+    bound->in = view_of(w, step->in);
+    bound->out = view_of(w, step->out);
+    bind_chain(w, step, shared, bound);
+    if (!is_convolution(step))
+        return DM_OK;
+    bound->conv.conv = &shared->conv;
+    bound->conv.in = bound->in;
+    bound->conv.out = bound->out;
+    bound->conv.rest = bound->chain;
+    for (size_t i = 0; i < shared->conv.post_done; i++)
+        if (has_tensor(step->chain[i].op))
+            bound->conv.operands[i] = view_of(w, step->chain[i].tensor).data;
+    return convolution_bind(shared->conv.conv, &bound->conv.binding, err);
+}
+
+static dm_status allocate(worker *w, dm_error *err)
+{
+    const network *net = w->network;
+    worker_layout l = lay_out(net);
+    w->memory = array_zero(l.bytes, 1);
+    w->links = array_zero(net->n_links ? net->n_links : 1, sizeof *w->links);
+    w->steps = array_zero(net->plan->n_steps ? net->plan->n_steps : 1, sizeof *w->steps);
+    if (!w->memory || !w->links || !w->steps)
+        return error_memory(err, l.bytes, "a worker's activations; a smaller tile needs less");
+    w->scratch = w->memory + l.scratch;
+    w->buffers = (step_buffers){.row_floats = net->row_floats,
+                                .row = (float *)(w->memory + l.row),
+                                .operand = (float *)(w->memory + l.operand),
+                                .statistics = (double *)(w->memory + l.statistics),
+                                .parameters = (float *)(w->memory + l.parameters)};
+    return DM_OK;
+}
+
+dm_status worker_create(const network *net, worker **created, dm_error *err)
+{
+    *created = NULL;
+    worker *w = array_zero(1, sizeof *w);
+    if (!w)
+        return error_memory(err, sizeof *w, "a worker");
+    w->network = net;
+    dm_status status = allocate(w, err);
+    for (size_t i = 0; status == DM_OK && i < net->plan->n_steps; i++)
+        status = bind_step(w, &net->plan->steps[i], &net->steps[i], &w->steps[i], err);
+    if (status == DM_OK)
+        *created = w;
+    else
+        worker_free(w);
+    return status;
+}
+
+void worker_free(worker *w)
+{
+    if (!w)
+        return;
+    for (size_t i = 0; w->steps && i < w->network->plan->n_steps; i++)
+        convolution_unbind(w->steps[i].conv.binding);
+    free(w->steps);
+    free(w->links);
+    free(w->memory);
+    free(w);
+}
+
+void *worker_arena(worker *w)
+{
+    return w->memory;
+}
+
+void *worker_input(worker *w)
+{
+    return view_of(w, w->network->plan->input).data;
+}
+
+const float *worker_output(const worker *w)
+{
+    return view_of(w, w->network->plan->output).data;
+}
+
+void worker_thread_init(void)
+{
+    convolution_thread_init();
+}
+
+/* ---- Running ----------------------------------------------------------------------------------
+ */
+
+static void run_mapped(const worker *w, const plan_step *step, const shared_step *shared,
+                       const bound_step *bound)
+{
+    const graph_node *node = step->node;
+    bool slice = step->kind == STEP_SLICE;
+    if (step->kind == STEP_RESIZE && node->resize == RESIZE_LINEAR)
+        step_interpolate(&w->buffers, shared->maps, &bound->in, &bound->out, &bound->chain);
+    else
+        step_gather(&w->buffers, shared->maps, slice ? (size_t)node->channel_begin : 0,
+                    slice ? (size_t)node->channel_step : 1, node->pad_value, &bound->in,
+                    &bound->out, &bound->chain);
+}
+
+dm_status worker_run_step(worker *w, size_t index, dm_error *err)
+{
+    const plan_step *step = &w->network->plan->steps[index];
+    const shared_step *shared = &w->network->steps[index];
+    const bound_step *bound = &w->steps[index];
+    switch (step->kind) {
+    case STEP_CONV:
+    case STEP_CONV_TRANSPOSE:
+        return conv_step_run(&bound->conv, step, &w->buffers, w->scratch, err);
+    case STEP_NORM:
+        step_norm(&w->buffers, step, &bound->in, &bound->out, &bound->chain);
+        break;
+    case STEP_POINTWISE:
+    case STEP_COPY:
+        step_pointwise(&w->buffers, &bound->in, &bound->out, &bound->chain);
+        break;
+    case STEP_MAX_POOL:
+        step_max_pool(&w->buffers, step->node, &bound->in, &bound->out, &bound->chain);
+        break;
+    case STEP_AVERAGE_POOL:
+        step_average_pool(&w->buffers, step->node, &bound->in, &bound->out, &bound->chain);
+        break;
+    case STEP_GLOBAL_AVERAGE_POOL:
+        step_global_average_pool(&w->buffers, &bound->in, &bound->out, &bound->chain);
+        break;
+    case STEP_PAD:
+    case STEP_SLICE:
+    case STEP_RESIZE:
+        run_mapped(w, step, shared, bound);
+        break;
+    }
+    return DM_OK;
+}
+
+dm_status worker_run(worker *w, dm_error *err)
+{
+    for (size_t i = 0; i < w->network->plan->n_steps; i++) {
+        dm_status status = worker_run_step(w, i, err);
+        if (status != DM_OK)
+            return status;
+    }
+    return DM_OK;
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Steps whose result is input voxels somewhere else: padding, slices and resizing. Each axis has a
+ * table, made with the network, that says which input coordinates a result's coordinate comes from.
+ */
+#include "base/error.h"
+#include "predict/cpu/convert.h"
+#include "predict/cpu/steps.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- Tables -----------------------------------------------------------------------------------
+ */
+
+static long clamp(long i, long n)
+{
+    return i < 0 ? 0 : i >= n ? n - 1 : i;
+}
+
+static long padded_source(const graph_node *node, int axis, long i, long n)
+{
+    i -= node->pad_begin[axis];
+    if (i >= 0 && i < n)
+        return i;
+    if (node->pad == PAD_CONSTANT)
+        return -1;
+    if (node->pad == PAD_EDGE || n == 1)
+        return clamp(i, n);
+    long period = 2 * (n - 1); /* reflect: the edge is not repeated */
+    i = ((i % period) + period) % period;
+    return i < n ? i : period - i;
+}
+
+static long sliced_source(const graph_node *node, int axis, long i, size_t n)
+{
+    size_t first = 0, count;
+    slice_resolve(node->slice_begin[axis], node->slice_end[axis], node->slice_step[axis], n, &first,
+                  &count);
+    return (long)first + i * node->slice_step[axis];
+}
+
+static double resized_source(const graph_node *node, int axis, long i, long in, long out)
+{
+    double scale = node->scales[axis] > 0 ? node->scales[axis] : (double)out / (double)in;
+    switch (node->coordinates) {
+    case RESIZE_ALIGN_CORNERS:
+        return out > 1 ? (double)i * (double)(in - 1) / (double)(out - 1) : 0;
+    case RESIZE_ASYMMETRIC:
+        return (double)i / scale;
+    default:
+        return ((double)i + 0.5) / scale - 0.5;
+    }
+}
+
+static void map_resize(const graph_node *node, int axis, long in, axis_map *map)
+{
+    for (size_t i = 0; i < map->n; i++) {
+        double x = resized_source(node, axis, (long)i, in, (long)map->n);
+        long low, high;
+        double weight = 0;
+        if (node->resize == RESIZE_NEAREST) {
+            low = high = clamp((long)(node->nearest_floor ? floor(x) : ceil(x - 0.5)), in);
+        } else {
+            x = x < 0 ? 0 : x > (double)(in - 1) ? (double)(in - 1) : x;
+            low = (long)floor(x);
+            high = clamp(low + 1, in);
+            weight = x - (double)low;
+        }
+        map->low[i] = (int)low;
+        map->high[i] = (int)high;
+        map->weight[i] = (float)weight;
+    }
+}
+
+dm_status axis_map_create(const plan_step *step, int axis, size_t in, size_t out, axis_map *map,
+                          dm_error *err)
+{
+    const graph_node *node = step->node;
+    *map = (axis_map){.n = out};
+    map->low = array_alloc(out, 2 * sizeof *map->low + sizeof *map->weight);
+    if (!map->low)
+        return error_memory(err, out * (2 * sizeof *map->low + sizeof *map->weight), step->name);
+    map->high = map->low + out;
+    map->weight = (float *)(map->high + out);
+    if (step->kind == STEP_RESIZE) {
+        map_resize(node, axis, (long)in, map);
+        return DM_OK;
+    }
+    for (size_t i = 0; i < out; i++) {
+        long from = step->kind == STEP_PAD ? padded_source(node, axis, (long)i, (long)in)
+                                           : sliced_source(node, axis, (long)i, in);
+        map->low[i] = map->high[i] = (int)from;
+        map->weight[i] = 0;
+    }
+    return DM_OK;
+}
+
+void axis_map_free(axis_map *map)
+{
+    free(map->low);
+    *map = (axis_map){0};
+}
+
+/* ---- One voxel from one -----------------------------------------------------------------------
+ */
+
+MANY_CPUS
+static void gather_line(const tensor_view *in, size_t line, const int *restrict from, size_t n,
+                        size_t channel_begin, size_t channel_step, float fill, size_t channels,
+                        float *restrict row)
+{
+    for (size_t x = 0; x < n; x++, row += channels) {
+        if (from[x] < 0) {
+            for (size_t c = 0; c < channels; c++)
+                row[c] = fill;
+            continue;
+        }
+        size_t at = (line + (size_t)from[x]) * in->pitch + channel_begin;
+        const uint16_t *h = (const uint16_t *)in->data + at;
+        const float *f = (const float *)in->data + at;
+        if (in->type == ELEMENT_BF16)
+            for (size_t c = 0; c < channels; c++)
+                row[c] = bf16_to_float(h[c * channel_step]);
+        else
+            for (size_t c = 0; c < channels; c++)
+                row[c] = f[c * channel_step];
+    }
+}
+
+void step_gather(const step_buffers *buffers, const axis_map map[3], size_t channel_begin,
+                 size_t channel_step, float fill, const tensor_view *in, const tensor_view *out,
+                 const bound_chain *chain)
+{
+    size_t channels = out->channels, capacity = rows_capacity(buffers, channels);
+    for (size_t z = 0; z < out->dim[0]; z++)
+        for (size_t y = 0; y < out->dim[1]; y++)
+            for (size_t x = 0; x < out->dim[2]; x += capacity) {
+                size_t n = out->dim[2] - x < capacity ? out->dim[2] - x : capacity;
+                int iz = map[0].low[z], iy = map[1].low[y];
+                if (iz < 0 || iy < 0)
+                    for (size_t i = 0; i < n * channels; i++)
+                        buffers->row[i] = fill;
+                else
+                    gather_line(in, ((size_t)iz * in->dim[1] + (size_t)iy) * in->dim[2],
+                                map[2].low + x, n, channel_begin, channel_step, fill, channels,
+                                buffers->row);
+                rows_finish(buffers, out, chain, (z * out->dim[1] + y) * out->dim[2] + x, n);
+            }
+}
+
+/* ---- One voxel from eight ---------------------------------------------------------------------
+ */
+
+/* The four input lines round a line of the result, and how they are weighed. */
+typedef struct line_corners {
+    size_t low_low, low_high, high_low, high_high; /* first voxel: z, y */
+    float wz, wy;
+} line_corners;
+
+static inline float between(float low, float high, float weight)
+{
+    return low + weight * (high - low);
+}
+
+static inline float corner_line(const float *p, size_t low, size_t high, float w)
+{
+    return between(p[low], p[high], w);
+}
+
+static inline float corner_line_bf16(const uint16_t *p, size_t low, size_t high, float w)
+{
+    return between(bf16_to_float(p[low]), bf16_to_float(p[high]), w);
+}
+
+MANY_CPUS
+static void interpolate_line(const tensor_view *in, const line_corners *k, const axis_map *map,
+                             size_t x0, size_t n, float *restrict row)
+{
+    size_t channels = in->channels, pitch = in->pitch;
+    for (size_t x = 0; x < n; x++, row += channels) {
+        size_t low = (size_t)map->low[x0 + x] * pitch, high = (size_t)map->high[x0 + x] * pitch;
+        size_t at[4] = {k->low_low * pitch, k->low_high * pitch, k->high_low * pitch,
+                        k->high_high * pitch};
+        float w = map->weight[x0 + x];
+        const float *f = in->data;
+        const uint16_t *h = in->data;
+        if (in->type == ELEMENT_BF16)
+            for (size_t c = 0; c < channels; c++)
+                row[c] = between(between(corner_line_bf16(h + at[0] + c, low, high, w),
+                                         corner_line_bf16(h + at[1] + c, low, high, w), k->wy),
+                                 between(corner_line_bf16(h + at[2] + c, low, high, w),
+                                         corner_line_bf16(h + at[3] + c, low, high, w), k->wy),
+                                 k->wz);
+        else
+            for (size_t c = 0; c < channels; c++)
+                row[c] = between(between(corner_line(f + at[0] + c, low, high, w),
+                                         corner_line(f + at[1] + c, low, high, w), k->wy),
+                                 between(corner_line(f + at[2] + c, low, high, w),
+                                         corner_line(f + at[3] + c, low, high, w), k->wy),
+                                 k->wz);
+    }
+}
+
+void step_interpolate(const step_buffers *buffers, const axis_map map[3], const tensor_view *in,
+                      const tensor_view *out, const bound_chain *chain)
+{
+    size_t capacity = rows_capacity(buffers, out->channels), plane = in->dim[1] * in->dim[2];
+    for (size_t z = 0; z < out->dim[0]; z++)
+        for (size_t y = 0; y < out->dim[1]; y++) {
+            size_t z0 = (size_t)map[0].low[z] * plane, z1 = (size_t)map[0].high[z] * plane;
+            size_t y0 = (size_t)map[1].low[y] * in->dim[2],
+                   y1 = (size_t)map[1].high[y] * in->dim[2];
+            line_corners corners = {z0 + y0, z0 + y1,          z1 + y0,
+                                    z1 + y1, map[0].weight[z], map[1].weight[y]};
+            for (size_t x = 0; x < out->dim[2]; x += capacity) {
+                size_t n = out->dim[2] - x < capacity ? out->dim[2] - x : capacity;
+                interpolate_line(in, &corners, &map[2], x, n, buffers->row);
+                rows_finish(buffers, out, chain, (z * out->dim[1] + y) * out->dim[2] + x, n);
+            }
+        }
+}
