@@ -266,7 +266,8 @@ static float *reference_model(const float *stored, const dm_grid *grid, const gr
 static void test_resampled(void **state)
 {
     (void)state;
-    static const double voxels[][3] = {{1.3, 2.9, 4}, {4.1, 3, 2.6}, {6, 9, 12}, {200, 1, 3.3}};
+    static const double voxels[][3] = {
+        {1.3, 2.9, 4}, {4.1, 3, 2.6}, {6, 9, 12}, {200, 1, 3.3}, {2.8, 4.8, 5.8}};
     const size_t ras[3] = {13, 8, 11}, tile[3] = {8, 8, 8};
     float *data = random_values(13 * 8 * 11, 5);
     for (size_t v = 0; v < sizeof voxels / sizeof *voxels; v++) {

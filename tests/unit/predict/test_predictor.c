@@ -208,17 +208,42 @@ static void test_reuse(void **state)
     dm_model_free(model);
 }
 
+static size_t windows_of(const dm_prediction *p, const char *what)
+{
+    json_t *root = json_loads(dm_prediction_provenance_json(p), 0, NULL);
+    const json_t *count = json_object_get(json_object_get(root, "Windows"), what);
+    assert_true(json_is_integer(count));
+    size_t n = (size_t)json_integer_value(count);
+    json_decref(root);
+    return n;
+}
+
+/* The whole volume in one window: as a tile of its size, rounded up to the network's stride. */
+static void test_whole(void **state)
+{
+    (void)state;
+    weights_writer w;
+    begin_strided(&w, 8, false);
+    dm_model *model = finish_model(&w);
+    dm_volume *pet = make_pet(19, 12, 7);
+    dm_predict_options whole = plain_options(), same = plain_options();
+    for (int a = 0; a < 3; a++)
+        whole.tile[a] = DM_TILE_WHOLE;
+    memcpy(same.tile, (const size_t[]){20, 12, 8}, sizeof same.tile);
+    dm_prediction *p = predict(model, &whole, pet, NULL), *q = predict(model, &same, pet, NULL);
+    assert_int_equal(windows_of(p, "Run"), 1);
+    assert_int_equal(windows_of(q, "Run"), 1);
+    assert_memory_equal(dose_of(p), dose_of(q), 19 * 12 * 7 * sizeof(float));
+    dm_prediction_free(p);
+    dm_prediction_free(q);
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
 /* ---- Air --------------------------------------------------------------------------------------
  */
 
-static json_t *provenance_of(const dm_prediction *p)
-{
-    json_t *root = json_loads(dm_prediction_provenance_json(p), 0, NULL);
-    assert_non_null(root);
-    return root;
-}
-
-static void check_air(const dm_model *model, double skip_air, json_int_t skipped, float value)
+static void check_air(const dm_model *model, double skip_air, size_t skipped, float value)
 {
     dm_volume *pet = make_pet(32, 16, 16);
     for (size_t i = 0; i < 32 * 256; i++)
@@ -227,13 +252,11 @@ static void check_air(const dm_model *model, double skip_air, json_int_t skipped
     options.overlap = 0;
     options.skip_air = skip_air;
     dm_prediction *p = predict(model, &options, pet, NULL);
-    json_t *root = provenance_of(p), *windows = json_object_get(root, "Windows");
-    assert_int_equal(json_integer_value(json_object_get(windows, "Skipped")), skipped);
-    assert_int_equal(json_integer_value(json_object_get(windows, "Run")), 2 - skipped);
+    assert_int_equal(windows_of(p, "Skipped"), skipped);
+    assert_int_equal(windows_of(p, "Run"), 2 - skipped);
     assert_true(arrays_close(&dose_of(p)[5], 1, &value, 1, 0, 1e-6));
     const float rest = skipped == 2 ? 0 : 2;
     assert_true(arrays_close(&dose_of(p)[20], 1, &rest, 1, 0, 1e-6));
-    json_decref(root);
     dm_prediction_free(p);
     dm_volume_free(pet);
 }
@@ -358,6 +381,7 @@ int main(void)
                                        cmocka_unit_test(test_ramp_through_another_grid),
                                        cmocka_unit_test(test_same_bytes),
                                        cmocka_unit_test(test_reuse),
+                                       cmocka_unit_test(test_whole),
                                        cmocka_unit_test(test_air),
                                        cmocka_unit_test(test_labels),
                                        cmocka_unit_test(test_progress_and_cancelling)};
