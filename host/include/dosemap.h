@@ -150,7 +150,8 @@ typedef enum dm_quantity {
 #define DM_REFERENCE_WEIGHT_KG 78.7
 
 /* What is known about a PET. Unknown doubles are NAN. Times are seconds on one common clock (any
- * origin; time of day, say). */
+ * origin; time of day, say). Two times of day (0 to 86400) with the scan before the injection are
+ * taken to lie on either side of midnight; a scan more than a day later needs times with dates. */
 typedef struct dm_pet_info {
     dm_units units;
     dm_decay decay;
@@ -169,20 +170,37 @@ typedef struct dm_pet_info {
 DM_API void dm_pet_info_init(dm_pet_info *info);
 
 /* Fills `info` from the BIDS-PET or dcm2niix JSON beside `pet_path` (same name, .json). Without
- * such a file `info` is only initialised. Errors: FORMAT, VALUE (negative activity, unknown unit). */
+ * such a file `info` is only initialised. What the sidecar leaves open or contradicts itself in
+ * (an activity without unit, DecayCorrection against ImageDecayCorrected) stays unknown.
+ *   Injection   TimeZero + InjectionStart, else RadiopharmaceuticalStart(Date)Time.
+ *   Scan        TimeZero + ScanStart, else SeriesTime unless it is after AcquisitionTime, else
+ *               AcquisitionTime. dcm2niix takes AcquisitionTime from one slice: of a PET in several
+ *               bed positions it may not be the series' start. Not decay-corrected: the frame's start
+ *               (TimeZero + FrameTimesStart) plus half of FrameDuration.
+ *   Decay       DecayCorrection, else ImageDecayCorrected with ImageDecayCorrectionTime; an image
+ *               corrected to another time than the injection is DM_DECAY_START with that time.
+ *   Activity    InjectedRadioactivity in its unit, else RadionuclideTotalDose in Bq (in MBq where
+ *               Modality is NM, as DICOM has it).
+ *   Half-life   RadionuclideHalfLife, else that of TracerRadionuclide.
+ *   Weight      BodyWeight, else PatientWeight, in kg.
+ * Errors: FORMAT (not JSON), VALUE (a value of the wrong type, negative, or an unknown word). */
 DM_API dm_status dm_pet_info_read(const char *pet_path, dm_pet_info *info, dm_error *err);
 
-/* "13:06:28.148", "2018-11-15T09:22:00" or plain seconds to seconds. Times of day are seconds
- * after midnight, dates seconds on a continuous clock. */
+/* "13:06:28.148", "2018-11-15T09:22:00", "3600" or "3600s" to seconds. Times of day are seconds
+ * after midnight, dates seconds on a continuous clock. Six digits that DICOM would read as HHMMSS
+ * are refused without the s: they could be either. */
 DM_API dm_status dm_time_parse(const char *text, double *seconds, dm_error *err);
 
-/* T1/2 in seconds of "Ga68", "68Ga", "F18", "Lu177", ... (ICRP 107); NAN if not in the list. */
+/* T1/2 in seconds of "Ga68", "68Ga", "Ga-68", "[68Ga]", "^68^Gallium", "Tc99m", ... (ICRP 107); NAN
+ * if not in the list. */
 DM_API double dm_half_life_s(const char *radionuclide);
 
 /* The factor from stored PET values to `quantity` (DM_QUANTITY_UPTAKE or DM_QUANTITY_SUV).
  * With m = weight (g), A = injected activity decayed to the image's reference time (Bq):
  * SUV = C*m/A, uptake = C*78700/A = SUV*78.7/weight. Fails with DM_ERROR_VALUE naming the missing
- * value and the command-line option that gives it; nothing is ever guessed. */
+ * value and the command-line option that gives it; nothing is ever guessed. Values that cannot be
+ * right fail too: a weight outside 1 to 500 kg, an activity outside 1 kBq to 1 TBq (a wrong unit), a
+ * scan before the injection or more than 7 half-lives after it (a wrong time). */
 DM_API dm_status dm_pet_factor(const dm_pet_info *info, dm_quantity quantity, double *factor,
                                dm_error *err);
 
@@ -217,8 +235,10 @@ DM_API dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid
 /* ---- Dose-volume histograms ------------------------------------------------------------------- */
 
 /* Dose unit: Gy, or Gy/GBq where the map is per administered activity. Dx: lowest dose of the
- * hottest x % of the volume, by linear interpolation of the exact sorted volume curve; D2cc: of the
- * hottest 2 cm3, NAN for smaller structures. A structure without voxels has NAN everywhere. */
+ * hottest x % of the volume, by linear interpolation of the exact sorted volume curve: the hottest k
+ * of n voxels receive at least the kth highest dose, which is Dx for x = 100 k/n; linear in between,
+ * and the maximum for x < 100/n. D2cc: of the hottest 2 cm3, NAN for smaller structures. A structure
+ * without voxels has no bins and NAN everywhere. Negative doses count to the first bin. */
 typedef struct dm_structure_dose {
     const char *name;
     int32_t id;
@@ -226,9 +246,11 @@ typedef struct dm_structure_dose {
     double volume_cm3;
     double mean, minimum, maximum;
     double d2, d50, d95, d98, d2cc;
-    const double *v_percent;    /* volume (%) that receives at least each threshold asked for */
+    const double *v_percent;    /* volume (%) that receives at least each threshold asked for, which
+                                   is rounded to float32 as the doses are */
     size_t bins;                /* dose bins of `bin_width`, from 0; the last one holds the maximum */
-    double bin_width;           /* min(0.01, maximum/1000) */
+    double bin_width;           /* min(0.01, maximum/1000); 0.01 where the maximum is 0; above a
+                                   maximum of 1000 maximum/100000, so that the bins stay few */
     const uint64_t *histogram;  /* differential: voxels in [b*bin_width, (b+1)*bin_width) */
 } dm_structure_dose;
 
@@ -241,19 +263,26 @@ typedef struct dm_dvh_options {
     unsigned threads;           /* 0: all cores */
 } dm_dvh_options;
 
-/* The dose map and the labels must lie on the same grid (dm_grid_equal). `options` may be NULL. */
+/* The dose map and the labels must lie on the same grid (dm_grid_equal). `options` may be NULL. The
+ * result does not depend on the number of threads. Errors: VALUE (grids, a dose in a structure that
+ * is not finite, a negative threshold), MEMORY. */
 DM_API dm_status dm_dvh_compute(const dm_volume *dose, const dm_labels *labels,
                                 const dm_dvh_options *options, dm_dvh **dvh, dm_error *err);
 DM_API void dm_dvh_free(dm_dvh *dvh);
 DM_API size_t dm_dvh_count(const dm_dvh *dvh);
-/* Borrowed from `dvh`. */
+/* Borrowed from `dvh`; NULL where there is no such structure. */
 DM_API const dm_structure_dose *dm_dvh_structure(const dm_dvh *dvh, size_t index);
 
-/* Organ table: one row per structure. Undefined values are BIDS "n/a". Written whole or not at all. */
+/* Organ table, one row per structure: name, id, voxels, volume_cm3, then mean, min, max, d2, d50, d95,
+ * d98, d2cc and each Vx, with the unit in the name: mean_gy, v20gy_percent, or mean_gy_per_gbq,
+ * v0.5gy_per_gbq_percent. Undefined values are BIDS "n/a". Written whole or not at all. */
 DM_API dm_status dm_dvh_write_organs(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
-/* Cumulative curves: columns dose, then volume (cm3) and volume (%) per structure. */
+/* Cumulative curves, one row per structure and bin edge: name, id, dose_gy (or dose_gy_per_gbq),
+ * volume_cm3 and volume_percent at or above that dose. The last row of a structure lies above its
+ * maximum and has volume 0; more than 2000 rows are thinned evenly; a structure without voxels has
+ * none. */
 DM_API dm_status dm_dvh_write_curves(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
-/* Organ table as a JSON array. */
+/* Organ table as a JSON array of objects with the organ table's column names; null for undefined. */
 DM_API dm_status dm_dvh_json(const dm_dvh *dvh, char **json, dm_error *err);
 
 /* ---- Models ----------------------------------------------------------------------------------- */
