@@ -20,14 +20,16 @@ from dosemap_tools.export import tensors_for
 from dosemap_tools.graph import graph_of
 from dosemap_tools.networks.generator import Generator, GeneratorConfig
 
-SMALL = (4, 6, 8, 12)
+SMALL, HALF = (4, 6, 8, 12), (16, 32, 64, 128)
 CONFIGS = {
     "batch": GeneratorConfig(channels=SMALL, final="none"),
     "instance": GeneratorConfig(channels=SMALL, norm="instance", final="none"),
     "group": GeneratorConfig(channels=(4, 8, 8, 12), norm="group", groups=2, final="none"),
     "dilated": GeneratorConfig(channels=SMALL, kernel=4, dilation=2, final="none"),
     "strided": GeneratorConfig(channels=SMALL, resample_kernel=(4, 4), final="none"),
-    "dosegan-16": GeneratorConfig(channels=(16, 32, 64, 128), final="none"),
+    "dosegan-16": GeneratorConfig(channels=HALF, final="none"),
+    "dosegan-16-instance": GeneratorConfig(channels=HALF, norm="instance", final="none"),
+    "dosegan-16-group": GeneratorConfig(channels=HALF, norm="group", final="none"),
 }
 CARD = {
     "name": "test",
