@@ -7,11 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "base/codec.h"
 #include "base/error.h"
 
 #define INPUT_BYTES ((size_t)1 << 20)
+/* The file decides how much memory its reading takes: 128 MiB at most, which `zstd -19` stays
+ * below. */
+#define MAX_WINDOW_LOG 27
 
 struct byte_source {
     int fd;
@@ -72,7 +76,8 @@ static dm_status start_decoder(byte_source *s, dm_error *err)
         s->gzip->crc_flag = ISAL_GZIP;
     } else if (s->codec == CODEC_ZSTD) {
         s->zstd = ZSTD_createDStream();
-        if (!s->zstd)
+        if (!s->zstd ||
+            ZSTD_isError(ZSTD_DCtx_setParameter(s->zstd, ZSTD_d_windowLogMax, MAX_WINDOW_LOG)))
             return error_memory(err, 0, "the Zstandard reader");
     }
     return DM_OK;
@@ -199,6 +204,11 @@ static dm_status read_zstd(byte_source *s, uint8_t *bytes, size_t size, size_t *
         ZSTD_inBuffer in = {s->input, s->filled, s->next};
         ZSTD_outBuffer out = {bytes, size, *got};
         size_t result = ZSTD_decompressStream(s->zstd, &out, &in);
+        if (ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge)
+            return error_set(err, DM_ERROR_UNSUPPORTED, s->path,
+                             "compress it again without --long or --ultra",
+                             "the Zstandard stream needs a window of more than %d MiB",
+                             1 << (MAX_WINDOW_LOG - 20));
         if (ZSTD_isError(result))
             return error_set(err, DM_ERROR_FORMAT, s->path, "copy or download the file again",
                              "the Zstandard stream is damaged: %s", ZSTD_getErrorName(result));

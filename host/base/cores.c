@@ -3,6 +3,7 @@
 
 #include <sched.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 unsigned cores_or(unsigned wanted)
 {
@@ -13,6 +14,8 @@ unsigned cores_or(unsigned wanted)
     if (threads > 0 && threads < 65536)
         return (unsigned)threads;
     cpu_set_t set;
-    int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    /* A cpu_set_t holds 1024 cores; the call fails on larger machines. */
+    long cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
+                                                             : sysconf(_SC_NPROCESSORS_ONLN);
     return cores > 0 ? (unsigned)cores : 1;
 }

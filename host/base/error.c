@@ -27,13 +27,10 @@ dm_status error_memory(dm_error *err, size_t bytes, const char *what)
                      "no memory for %s (%zu bytes)", what, bytes);
 }
 
-dm_status error_at(dm_error *err, const char *where)
+void error_at(dm_error *err, const char *where)
 {
-    if (!err)
-        return DM_ERROR_VALUE;
-    if (!err->where[0])
+    if (err && !err->where[0])
         snprintf(err->where, sizeof err->where, "%s", where);
-    return err->status;
 }
 
 char *dm_error_text(const dm_error *err, char *buffer, size_t size)

@@ -14,7 +14,7 @@ dm_status error_set(dm_error *err, dm_status status, const char *where, const ch
 dm_status error_memory(dm_error *err, size_t bytes, const char *what);
 
 /* Fills `where` if it is still empty: for callers that know the file that a lower layer did not. */
-dm_status error_at(dm_error *err, const char *where);
+void error_at(dm_error *err, const char *where);
 
 /* malloc / calloc of count*size with overflow checked; 64-byte aligned; NULL on overflow or when
  * memory is short. Released with free(). */

@@ -69,8 +69,85 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
     return status;
 }
 
+/* ---- Printing -------------------------------------------------------------------------------- */
+
+typedef struct printer {
+    FILE *out;
+    bool failed;
+} printer;
+
+static void print_scalar(printer *p, const json_t *value)
+{
+    p->failed |= json_dumpf(value, p->out, JSON_ENCODE_ANY) != 0;
+}
+
+/* With the fewest digits, from 15 on, that give the same double back: 0.1, not
+ * 0.10000000000000001. Jansson has one precision for a whole text. */
+static void print_real(printer *p, const json_t *real)
+{
+    char text[64];
+    size_t n = 0;
+    bool same = false;
+    for (size_t digits = 15; !same && digits <= 17; digits++) {
+        n = json_dumpb(real, text, sizeof text, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        json_t *back = n <= sizeof text ? json_loadb(text, n, JSON_DECODE_ANY, NULL) : NULL;
+        same = back && json_real_value(back) == json_real_value(real);
+        json_decref(back);
+    }
+    p->failed |= !same;
+    fwrite(text, 1, same ? n : 0, p->out);
+}
+
+static void print_line(printer *p, bool first, int depth)
+{
+    fprintf(p->out, "%s\n%*s", first ? "" : ",", 2 * depth, "");
+}
+
+static void print_value(printer *p, json_t *value, int depth)
+{
+    const char *key = NULL;
+    json_t *member = NULL;
+    size_t index = 0;
+    if (json_is_real(value)) {
+        print_real(p, value);
+    } else if (json_array_size(value) == 0 && json_object_size(value) == 0) {
+        print_scalar(p, value);
+    } else if (json_is_array(value)) {
+        fputc('[', p->out);
+        json_array_foreach(value, index, member)
+        {
+            print_line(p, index == 0, depth + 1);
+            print_value(p, member, depth + 1);
+        }
+        fprintf(p->out, "\n%*s]", 2 * depth, "");
+    } else {
+        fputc('{', p->out);
+        json_object_foreach(value, key, member)
+        {
+            json_t *name = json_string(key);
+            print_line(p, index++ == 0, depth + 1);
+            print_scalar(p, name);
+            json_decref(name);
+            fputs(": ", p->out);
+            print_value(p, member, depth + 1);
+        }
+        fprintf(p->out, "\n%*s}", 2 * depth, "");
+    }
+}
+
 dm_status json_print(const json_t *root, char **text, dm_error *err)
 {
-    *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
-    return *text ? DM_OK : error_memory(err, 0, "JSON text");
+    size_t size = 0;
+    *text = NULL;
+    printer p = {open_memstream(text, &size), false};
+    if (!p.out)
+        return error_memory(err, 0, "JSON text");
+    print_value(&p, (json_t *)root, 0); /* only read; Jansson's iterators take no const */
+    p.failed |= ferror(p.out) != 0;
+    p.failed |= fclose(p.out) != 0;
+    if (!p.failed)
+        return DM_OK;
+    free(*text);
+    *text = NULL;
+    return error_memory(err, size, "JSON text");
 }

@@ -20,7 +20,8 @@ struct output_file {
 };
 
 /* The one mutable global of the library: a signal handler has to know which partial files to
- * remove, and nothing but static storage can be reached from it. */
+ * remove, and only static storage can be reached from it. A file beyond the slots is written all
+ * the same; it would stay behind after a signal. */
 #define REGISTRY_SLOTS 64
 static _Atomic(char *) registry[REGISTRY_SLOTS];
 
@@ -34,23 +35,32 @@ static int registry_add(char *partial)
     return -1;
 }
 
+/* Whoever takes a name out of the registry owns it. If that was the signal handler, the name must
+ * stay readable until the process ends. */
+static void registry_release(int slot, char *partial)
+{
+    char *expected = partial;
+    if (slot < 0 || atomic_compare_exchange_strong(&registry[slot], &expected, NULL))
+        free(partial);
+}
+
 void dm_remove_partial_files(void)
 {
+    int number = errno;
     for (int i = 0; i < REGISTRY_SLOTS; i++) {
-        char *partial = atomic_load(&registry[i]);
+        char *partial = atomic_exchange(&registry[i], NULL);
         if (partial)
             unlink(partial);
     }
+    errno = number;
 }
 
 static void output_free(output_file *file)
 {
-    if (file->slot >= 0)
-        atomic_store(&registry[file->slot], NULL);
     if (file->fd >= 0)
         close(file->fd);
+    registry_release(file->slot, file->partial);
     free(file->path);
-    free(file->partial);
     free(file);
 }
 
@@ -59,23 +69,55 @@ static dm_status write_error(const char *path, int number, const char *action, d
     const char *remedy = "check the folder and its permissions";
     if (number == ENOSPC || number == EDQUOT || number == EFBIG)
         remedy = "free space on the disk or raise the limit, or write somewhere else";
+    else if (number == ENOENT || number == ENOTDIR)
+        remedy = "create the folder, or correct the path";
+    else if (number == EISDIR)
+        remedy = "give the path of a file";
+    else if (number == ENAMETOOLONG)
+        remedy = "use a shorter name";
     return error_set(err, DM_ERROR_IO, path, remedy, "cannot %s: %s", action, strerror(number));
 }
 
-/* `.NAME.PID.partial`, with a counter where this process writes the name twice at once. */
-static int open_partial(output_file *file, size_t folder_length)
+/* `.NAME.PID.partial`, with a counter where this process writes the name twice at once. Long names
+ * are cut, so that a name that the file system takes can be written. */
+static char *partial_name(const char *path, unsigned attempt)
 {
-    size_t size = strlen(file->path) + 48;
-    file->partial = malloc(size);
-    for (unsigned attempt = 0; file->partial && attempt < 1000; attempt++) {
-        char number[16] = "";
-        if (attempt > 0)
-            snprintf(number, sizeof number, ".%u", attempt);
-        snprintf(file->partial, size, "%.*s.%s.%ld%s.partial", (int)folder_length, file->path,
-                 file->path + folder_length, (long)getpid(), number);
-        int fd = open(file->partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (fd >= 0 || errno != EEXIST)
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    char number[16] = "", *partial = NULL;
+    if (attempt > 0)
+        snprintf(number, sizeof number, ".%u", attempt);
+    int n = asprintf(&partial, "%.*s.%.200s.%ld%s.partial", (int)(name - path), path, name,
+                     (long)getpid(), number);
+    return n < 0 ? NULL : partial;
+}
+
+/* Creates the partial file. It is registered before it exists: a signal may come at any time. */
+static int open_partial(output_file *file)
+{
+    struct stat info;
+    if (stat(file->path, &info) == 0 && S_ISDIR(info.st_mode)) {
+        errno = EISDIR;
+        return -1;
+    }
+    for (unsigned attempt = 0; attempt < 1000; attempt++) {
+        char *partial = partial_name(file->path, attempt);
+        if (!partial) {
+            errno = ENOMEM;
+            return -1;
+        }
+        int slot = registry_add(partial);
+        int fd = open(partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0) {
+            file->partial = partial;
+            file->slot = slot;
             return fd;
+        }
+        int number = errno;
+        registry_release(slot, partial);
+        errno = number;
+        if (number != EEXIST)
+            return -1;
     }
     return -1;
 }
@@ -91,14 +133,12 @@ dm_status output_open(const char *path, output_file **out, dm_error *err)
         output_free(file);
         return error_memory(err, strlen(path), "an output file's name");
     }
-    const char *slash = strrchr(path, '/');
-    file->fd = open_partial(file, slash ? (size_t)(slash + 1 - path) : 0);
+    file->fd = open_partial(file);
     if (file->fd < 0) {
         dm_status status = write_error(path, errno, "create it", err);
         output_free(file);
         return status;
     }
-    file->slot = registry_add(file->partial);
     *out = file;
     return DM_OK;
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Compressed streams: round trips, other readers, damage. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 /* cmocka needs those before it */
 #include <cmocka.h>
@@ -60,10 +63,13 @@ static void write_file(const char *path, const void *head, size_t head_size, con
     assert_int_equal(output_commit(file, &err), DM_OK);
 }
 
+/* Without the fsync of output files: the tests of damage write hundreds. */
 static void put(const char *path, const uint8_t *bytes, size_t size)
 {
-    dm_error err = {0};
-    assert_int_equal(output_write_all(path, bytes, size, &err), DM_OK);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, size, f), size);
+    assert_int_equal(fclose(f), 0);
 }
 
 static uint8_t *slurp(const char *path, size_t *size)
@@ -150,6 +156,131 @@ static void test_other_programs_open_it(void **state)
     free(bytes);
 }
 
+/* What other programs write: a name in the gzip header, other levels, a frame to be skipped, and a
+ * window that would take too much memory. */
+static void reads(const char *path, const uint8_t *expected, size_t expected_size)
+{
+    uint8_t *back = NULL;
+    size_t size = 0;
+    assert_int_equal(source_read_all(path, SIZE_MAX / 4, &back, &size, NULL), DM_OK);
+    assert_int_equal(size, expected_size);
+    assert_memory_equal(back, expected, size);
+    free(back);
+}
+
+static void test_other_programs_wrote_it(void **state)
+{
+    (void)state;
+    static const char *const commands[] = {
+        "gzip -9 -k -N -f plain && mv plain.gz other",
+        "gzip -1 -c < plain > other",
+        "zstd -q -f -1 plain -o other",
+        "zstd -q -f -19 --no-check plain -o other",
+        "{ printf 'P*M\\030\\004\\000\\000\\000skip'; zstd -q -c < plain; } > other",
+        "{ zstd -q -c < plain; printf 'S*M\\030\\004\\000\\000\\000skip'; } > other",
+    };
+    size_t size = 3000000;
+    uint8_t *bytes = make_bytes(size);
+    char path[128], command[512];
+    snprintf(path, sizeof path, "%s/plain", folder);
+    put(path, bytes, size);
+    snprintf(path, sizeof path, "%s/other", folder);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        snprintf(command, sizeof command, "cd '%s' && %s", folder, commands[i]);
+        assert_int_equal(system(command), 0);
+        reads(path, bytes, size);
+    }
+    free(bytes);
+}
+
+static void test_window_is_bounded(void **state)
+{
+    (void)state;
+    /* A frame of one empty last block whose header asks for a window of 2^(10 + log). */
+    uint8_t frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3, 1, 0, 0};
+    char path[128];
+    uint8_t *back = NULL;
+    size_t size = 1;
+    dm_error err = {0};
+    snprintf(path, sizeof path, "%s/w.zst", folder);
+    put(path, frame, sizeof frame);
+    assert_int_equal(source_read_all(path, 100, &back, &size, &err), DM_OK);
+    assert_int_equal(size, 0);
+    free(back);
+    frame[5] = 18 << 3;
+    put(path, frame, sizeof frame);
+    assert_int_equal(source_read_all(path, 100, &back, &size, &err), DM_ERROR_UNSUPPORTED);
+    assert_null(back);
+    assert_string_equal(err.where, path);
+    assert_non_null(strstr(err.what, "128 MiB"));
+    assert_non_null(strstr(err.remedy, "--long"));
+}
+
+/* A chunk may begin in the head and end in the body. */
+static void test_head_and_body_are_one_stream(void **state)
+{
+    (void)state;
+    static const size_t heads[] = {0, 1, 1048575, 1048576, 1048577, 2500000};
+    size_t size = 2500000;
+    uint8_t *bytes = make_bytes(size);
+    for (size_t k = 0; k < 3; k++) {
+        size_t first_size = 0;
+        uint8_t *first = NULL;
+        char path[128];
+        snprintf(path, sizeof path, "%s/h.nii%s", folder, suffixes[k]);
+        for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
+            size_t written_size;
+            write_file(path, heads[h] ? bytes : NULL, heads[h],
+                       heads[h] < size ? bytes + heads[h] : NULL, size - heads[h], 2);
+            reads(path, bytes, size);
+            uint8_t *written = slurp(path, &written_size);
+            if (k != 1 || !first) { /* zstd may be fed in other pieces, gzip's chunks are fixed */
+                free(first);
+                first = written;
+                first_size = written_size;
+                continue;
+            }
+            assert_int_equal(written_size, first_size);
+            assert_memory_equal(written, first, first_size);
+            free(written);
+        }
+        free(first);
+    }
+    free(bytes);
+}
+
+/* Reading piece by piece, as the image reader does. */
+static void test_pieces_of_any_size(void **state)
+{
+    (void)state;
+    static const size_t pieces[] = {1, 7, 4096, 65537, 1048576};
+    size_t size = 300007;
+    uint8_t *bytes = make_bytes(size), *back = malloc(size + 1048576);
+    assert_non_null(back);
+    for (size_t k = 0; k < 3; k++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/p.nii%s", folder, suffixes[k]);
+        write_file(path, bytes, HEAD, bytes + HEAD, size - HEAD, 1);
+        for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++) {
+            byte_source *source = NULL;
+            size_t got = 0, total = 0;
+            assert_int_equal(source_open(path, &source, NULL), DM_OK);
+            assert_int_equal(source_codec(source), k);
+            do {
+                assert_int_equal(source_read(source, back + total, pieces[p], &got, NULL), DM_OK);
+                total += got;
+            } while (got == pieces[p]);
+            assert_int_equal(total, size);
+            assert_memory_equal(back, bytes, size);
+            assert_int_equal(source_read(source, back, 1, &got, NULL), DM_OK);
+            assert_int_equal(got, 0);
+            source_close(source);
+        }
+    }
+    free(back);
+    free(bytes);
+}
+
 static dm_status read_status(const char *path, size_t limit, dm_error *err)
 {
     uint8_t *back = NULL;
@@ -214,6 +345,7 @@ static void test_every_flipped_bit_is_an_error(void **state)
         write_file(path, bytes, 100, bytes + 100, 200, 1);
         size_t size;
         uint8_t *whole = slurp(path, &size);
+        size_t refused = 0;
         /* The gzip header's time, flags for speed and system are no data. */
         for (size_t n = k == 1 ? 10 : 4; n < size; n++) {
             whole[n] ^= 0x04;
@@ -224,8 +356,10 @@ static void test_every_flipped_bit_is_an_error(void **state)
             dm_status status = source_read_all(path, SIZE_MAX / 4, &back, &got, NULL);
             /* A bit that no reader looks at may be lost, data may not. */
             assert_true(status != DM_OK || (got == 300 && memcmp(back, bytes, 300) == 0));
+            refused += status != DM_OK;
             free(back);
         }
+        assert_true(refused + 4 >= size - (k == 1 ? 10 : 4));
         free(whole);
     }
     free(bytes);
@@ -258,9 +392,52 @@ static void test_limit_and_missing(void **state)
     write_file(path, bytes, 50, bytes + 50, 50, 1);
     assert_int_equal(read_status(path, 100, NULL), DM_OK);
     assert_int_equal(read_status(path, 99, &err), DM_ERROR_FORMAT);
+    assert_int_equal(read_status(folder, 99, &err), DM_ERROR_IO);
     snprintf(path, sizeof path, "%s/missing", folder);
     assert_int_equal(read_status(path, 99, &err), DM_ERROR_IO);
     assert_string_equal(err.where, path);
+}
+
+/* A full disk ends the writing, with any number of compressors at work, and leaves nothing. */
+static void test_full_disk(void **state)
+{
+    (void)state;
+    size_t size = 12 * 1048576 + 5;
+    uint8_t *bytes = malloc(size);
+    assert_non_null(bytes);
+    for (size_t i = 0, r = 1; i < size; i++) {
+        r = r * 6364136223846793005u + 1442695040888963407u;
+        bytes[i] = (uint8_t)(r >> 56);
+    }
+    for (size_t k = 0; k < 3; k++)
+        for (unsigned threads = 1; threads < 6; threads += 2) {
+            char path[128];
+            int status = -1;
+            snprintf(path, sizeof path, "%s/full.nii%s", folder, suffixes[k]);
+            pid_t child = fork();
+            assert_true(child >= 0);
+            if (child == 0) {
+                const struct rlimit limit = {3000000, 3000000};
+                output_file *file = NULL;
+                dm_error err = {0};
+                alarm(60);
+                signal(SIGXFSZ, SIG_IGN);
+                if (setrlimit(RLIMIT_FSIZE, &limit) != 0 || output_open(path, &file, &err) != DM_OK)
+                    _exit(1);
+                if (codec_write(file, codec_of_name(path), bytes, HEAD, bytes + HEAD, size - HEAD,
+                                threads, &err) != DM_ERROR_IO)
+                    _exit(2);
+                output_abandon(file);
+                _exit(strcmp(err.where, path) == 0 && strstr(err.what, "too large") ? 0 : 3);
+            }
+            assert_int_equal(waitpid(child, &status, 0), child);
+            assert_int_equal(status, 0);
+            assert_int_equal(access(path, F_OK), -1);
+        }
+    free(bytes);
+    char command[128];
+    snprintf(command, sizeof command, "! ls -A '%s' | grep -q partial", folder);
+    assert_int_equal(system(command), 0);
 }
 
 int main(void)
@@ -269,11 +446,16 @@ int main(void)
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_bytes_do_not_depend_on_threads),
         cmocka_unit_test(test_other_programs_open_it),
+        cmocka_unit_test(test_other_programs_wrote_it),
+        cmocka_unit_test(test_window_is_bounded),
+        cmocka_unit_test(test_head_and_body_are_one_stream),
+        cmocka_unit_test(test_pieces_of_any_size),
         cmocka_unit_test(test_several_members),
         cmocka_unit_test(test_every_truncation_is_an_error),
         cmocka_unit_test(test_every_flipped_bit_is_an_error),
         cmocka_unit_test(test_trailing_bytes),
         cmocka_unit_test(test_limit_and_missing),
+        cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
