@@ -16,7 +16,7 @@ dm_status backend_select(const char *device, const backend **chosen, dm_error *e
     if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
         return error_set(err, DM_ERROR_DEVICE, NULL,
                          "use --device cpu, or a dosemap built with -DDOSEMAP_CUDA=ON",
-                         "device '%s': this dosemap was built without CUDA", device);
+                         "this dosemap was built without CUDA (device '%s')", device);
     return error_set(err, DM_ERROR_VALUE, NULL, "use auto, cpu, cuda, or cuda:N",
                      "there is no device '%s'", device);
 }
