@@ -51,9 +51,8 @@ static int run_external(char **argv)
     return EXIT_USAGE;
 }
 
-int main(int argc, char **argv)
+static int dispatch(int argc, char **argv)
 {
-    terminal_install_signal_handlers();
     if (argc < 2) {
         print_help(stderr);
         return EXIT_USAGE;
@@ -72,13 +71,19 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     for (size_t i = 0; commands[i]; i++)
-        if (strcmp(argv[1], commands[i]->name) == 0) {
-            int status = commands[i]->run(argc - 1, argv + 1);
-            if (fflush(stdout) != 0 || ferror(stdout)) {
-                fprintf(stderr, "dosemap: cannot write to standard output: %s\n", strerror(errno));
-                return EXIT_FAILED;
-            }
-            return status;
-        }
+        if (strcmp(argv[1], commands[i]->name) == 0)
+            return commands[i]->run(argc - 1, argv + 1);
     return run_external(argv + 1);
+}
+
+int main(int argc, char **argv)
+{
+    terminal_install_signal_handlers();
+    int status = dispatch(argc, argv);
+    /* A report that did not reach its file is no success. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status == EXIT_DONE) {
+        fprintf(stderr, "dosemap: cannot write to standard output: %s\n", strerror(errno));
+        status = EXIT_FAILED;
+    }
+    return status;
 }
