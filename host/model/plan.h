@@ -58,7 +58,7 @@ typedef enum step_kind {
     STEP_CONV,
     STEP_CONV_TRANSPOSE,
     STEP_NORM,        /* instance (groups == channels) or group normalisation, affine */
-    STEP_POINTWISE,   /* the chain alone, on in, which has out's size; out may lie where in lies */
+    STEP_POINTWISE,   /* the chain alone, on in, which has out's size */
     STEP_MAX_POOL,
     STEP_AVERAGE_POOL,
     STEP_GLOBAL_AVERAGE_POOL,
@@ -78,7 +78,9 @@ typedef struct plan_step {
     const float *bias;      /* per output channel, NULL for none */
     const float *scale, *shift; /* STEP_NORM: affine, NULL for none */
     size_t n_chain;
-    chain_link *chain;      /* applied to the result in float before it is stored */
+    chain_link *chain;      /* applied to each element in float before it is stored. out may lie where
+                               one tensor of the chain lies, or for POINTWISE in: each element is
+                               read, once, before it is written */
     double flops;           /* of convolutions, per sample, multiply and add counted as two, padding
                                taps included; other steps are bound by bytes and have 0 */
     double useful_flops;    /* without taps on padding */
@@ -114,13 +116,17 @@ typedef struct plan {
  * the backend, because describing a model needs no backend. */
 void plan_options_cpu(plan_options *options);
 
-/* A transposed convolution whose windows tile the output exactly. Backends run it as a matrix product
- * and write the result themselves, so its output may be a view whatever conv_writes_views says. */
-bool transpose_tiles_output(const graph_node *node);
+/* Each input voxel alone makes one output voxel (1x1x1), or a block of its own (transposed, kernel =
+ * stride). Backends run these as matrix products, a part of the voxels at a time, and gather and
+ * scatter themselves; so they may read and write views whatever the options say. */
+bool conv_is_voxelwise(const graph_node *node);
 
 /* The graph must outlive the plan. Errors: VALUE if the tile does not fit the network,
  * UNSUPPORTED for several inputs or outputs and for operands broadcast along some spatial axes only. */
 dm_status plan_build(const graph *g, const plan_options *options, plan **out, dm_error *err);
 void plan_free(plan *p);
+
+/* Does the step's result lie where a tensor that it reads lay? */
+bool step_is_in_place(const plan *p, const plan_step *step);
 
 #endif

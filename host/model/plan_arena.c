@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Where buffers lie. A buffer is in use from the first step that writes into it to the last that
- * reads from it. A STEP_POINTWISE whose input ends there writes over it. Then the largest buffer
- * first, each goes to the smallest gap between those in use at the same time.
+ * reads from it. A step writes over what it reads element by element (the input of STEP_POINTWISE,
+ * tensors of the chain) where that is the last use. Then, the largest buffer first, each goes to
+ * the smallest gap between those in use at the same time.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -32,36 +33,48 @@ static void find_lifetimes(plan_draft *d)
     use(d, p->output, p->n_steps + 1);
 }
 
-/* The chain must not read from what is being overwritten. */
-static bool chain_reads(const plan_draft *d, const plan_step *step, int buffer)
+/* How often a step reads from a buffer. */
+static size_t reads(const plan_draft *d, const plan_step *step, int buffer)
 {
+    size_t n = d->tensor_buffer[step->in] == buffer;
     for (size_t i = 0; i < step->n_chain; i++)
-        if (step->chain[i].tensor >= 0 && d->tensor_buffer[step->chain[i].tensor] == buffer)
-            return true;
-    return false;
+        n += step->chain[i].tensor >= 0 && d->tensor_buffer[step->chain[i].tensor] == buffer;
+    return n;
 }
 
-static bool can_overwrite(const plan_draft *d, const plan_step *step, size_t when)
+/* `tensor` is read at the element that is written, and by nobody else from now on. */
+static bool can_overwrite(const plan_draft *d, const plan_step *step, int tensor, size_t when)
 {
-    const plan_tensor *in = &d->plan->tensors[step->in], *out = &d->plan->tensors[step->out];
-    int from = d->tensor_buffer[step->in], to = d->tensor_buffer[step->out];
-    return step->kind == STEP_POINTWISE && from != to && d->buffers[from].last == when &&
-           in->type == out->type && in->pitch == in->channels && out->pitch == out->channels &&
-           in->channels == out->channels && !memcmp(in->dim, out->dim, sizeof in->dim) &&
-           !chain_reads(d, step, from);
+    const plan_tensor *from = &d->plan->tensors[tensor], *to = &d->plan->tensors[step->out];
+    int buffer = d->tensor_buffer[tensor];
+    return d->buffers[buffer].last == when && reads(d, step, buffer) == 1 &&
+           from->type == to->type && from->pitch == from->channels && to->pitch == to->channels &&
+           from->channels == to->channels && !memcmp(from->dim, to->dim, sizeof from->dim);
+}
+
+/* The tensor that the step's result can lie on; -1 for none. */
+static int overwritten(const plan_draft *d, const plan_step *step, size_t when)
+{
+    if (step->kind == STEP_POINTWISE && can_overwrite(d, step, step->in, when))
+        return step->in;
+    for (size_t i = 0; i < step->n_chain; i++)
+        if (step->chain[i].tensor >= 0 && can_overwrite(d, step, step->chain[i].tensor, when))
+            return step->chain[i].tensor;
+    return -1;
 }
 
 static void overwrite(plan_draft *d)
 {
     for (size_t s = 0; s < d->plan->n_steps; s++) {
         const plan_step *step = &d->plan->steps[s];
-        if (!can_overwrite(d, step, s + 1))
+        int tensor = overwritten(d, step, s + 1);
+        if (tensor < 0)
             continue;
-        plan_buffer *from = &d->buffers[d->tensor_buffer[step->in]];
+        plan_buffer *from = &d->buffers[d->tensor_buffer[tensor]];
         plan_buffer *to = &d->buffers[d->tensor_buffer[step->out]];
         from->last = to->last;
         to->bytes = 0;
-        d->tensor_buffer[step->out] = d->tensor_buffer[step->in];
+        d->tensor_buffer[step->out] = d->tensor_buffer[tensor];
     }
 }
 
@@ -154,4 +167,15 @@ dm_status draft_arena(plan_draft *d)
         d->plan->tensors[t].offset = d->buffers[d->tensor_buffer[t]].offset;
     free(order);
     return DM_OK;
+}
+
+/* What is alive together starts elsewhere, except inside one concatenation. */
+bool step_is_in_place(const plan *p, const plan_step *step)
+{
+    const plan_tensor *out = &p->tensors[step->out];
+    bool in_place = out->offset == p->tensors[step->in].offset;
+    for (size_t i = 0; i < step->n_chain; i++)
+        in_place |=
+            step->chain[i].tensor >= 0 && out->offset == p->tensors[step->chain[i].tensor].offset;
+    return in_place && out->pitch == out->channels;
 }

@@ -20,13 +20,15 @@ void plan_options_cpu(plan_options *options)
     options->conv_writes_views = false;
 }
 
-bool transpose_tiles_output(const graph_node *node)
+bool conv_is_voxelwise(const graph_node *node)
 {
-    bool exact = node->op == OP_CONV_TRANSPOSE && node->groups == 1;
+    bool transposed = node->op == OP_CONV_TRANSPOSE;
+    bool voxelwise = node->op == OP_CONV || (transposed && node->groups == 1);
     for (int a = 0; a < 3; a++)
-        exact = exact && node->kernel[a] == node->stride[a] && node->dilation[a] == 1 &&
-                !node->pad_begin[a] && !node->pad_end[a] && !node->output_padding[a];
-    return exact;
+        voxelwise = voxelwise && node->kernel[a] == node->stride[a] && node->dilation[a] == 1 &&
+                    (transposed || node->kernel[a] == 1) && !node->pad_begin[a] &&
+                    !node->pad_end[a] && !node->output_padding[a];
+    return voxelwise;
 }
 
 static dm_status check_ports(const graph *g, dm_error *err)

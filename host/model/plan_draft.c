@@ -211,7 +211,7 @@ static void add_plain(plan_draft *d, const graph_node *node)
         step->weight = d->g->values[node->inputs[1]].data;
         step->bias =
             node->n_inputs > 2 && node->inputs[2] >= 0 ? d->g->values[node->inputs[2]].data : NULL;
-        d->conv_read[in] = true;
+        d->conv_read[in] |= !conv_is_voxelwise(node);
     } else if (step->kind == STEP_NORM) {
         step->scale = d->g->values[node->inputs[1]].data;
         step->shift = d->g->values[node->inputs[2]].data;

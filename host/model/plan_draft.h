@@ -37,7 +37,7 @@ typedef struct plan_draft {
     size_t *start;   /* first channel inside the parent */
     int *tensor;     /* of the plan, -1 for none */
     int *buffer;     /* that a value outside any concatenation has */
-    bool *conv_read; /* some convolution reads it */
+    bool *conv_read; /* some convolution reads it that is not voxelwise */
     size_t n_steps;
     draft_step *steps;
     int input, output;

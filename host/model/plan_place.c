@@ -15,7 +15,7 @@ static bool writes_views(const plan_draft *d, const draft_step *draft)
 {
     const plan_step *step = &draft->step;
     return draft->concat || !is_convolution(step) || d->options->conv_writes_views ||
-           (step->kind == STEP_CONV_TRANSPOSE && transpose_tiles_output(step->node));
+           conv_is_voxelwise(step->node);
 }
 
 /* Input and output of the network stay dense. */
@@ -74,7 +74,7 @@ static dm_status buffer_of(plan_draft *d, int root, element_type type, int *buff
 /* Channels [start, start+channels) of `value`'s place; all of it makes the value's own tensor. */
 static dm_status add_tensor(plan_draft *d, int value, size_t start, size_t channels, int *index)
 {
-    int root = value, buffer;
+    int root = value, buffer = -1;
     for (; d->parent[root] >= 0; root = d->parent[root])
         start += d->start[root];
     element_type type = value == d->output ? ELEMENT_F32 : d->options->type;

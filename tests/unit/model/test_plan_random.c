@@ -160,16 +160,20 @@ static bool parts_of_one(const plan_tensor *a, const plan_tensor *b)
            (apart || (inside && a->channels != b->channels));
 }
 
-/* The one step at which both are alive writes `b` over `a`, which nothing else in it reads. */
+/* The one step at which both are alive writes `b` over `a`, which it reads once, at the element
+ * that it writes. */
 static bool written_over(const plan *p, size_t when, int a, int b)
 {
     if (when < 1 || when > p->n_steps)
         return false;
     const plan_step *step = &p->steps[when - 1];
+    size_t reads = step->in == a;
     for (size_t i = 0; i < step->n_chain; i++)
-        if (step->chain[i].tensor == a)
-            return false;
-    return step->kind == STEP_POINTWISE && step->in == a && step->out == b;
+        reads += step->chain[i].tensor == a;
+    bool elementwise = step->kind == STEP_POINTWISE || step->in != a;
+    return reads == 1 && elementwise && step->out == b &&
+           p->tensors[a].channels == p->tensors[b].channels &&
+           tensor_voxels(&p->tensors[a]) == tensor_voxels(&p->tensors[b]);
 }
 
 static bool pair_is_right(const plan *p, const lifetime *life, int a, int b)
@@ -211,8 +215,7 @@ static void test_arena(void **state)
             }
         }
         for (size_t s = 0; s < p->n_steps; s++)
-            in_place += p->steps[s].kind == STEP_POINTWISE &&
-                        p->tensors[p->steps[s].in].offset == p->tensors[p->steps[s].out].offset;
+            in_place += step_is_in_place(p, &p->steps[s]);
         free(life);
         plan_free(p);
         build_end(&b);
@@ -240,8 +243,8 @@ static void test_views(void **state)
                 bool reads = t[step->in].pitch != t[step->in].channels;
                 bool writes = t[step->out].pitch != t[step->out].channels;
                 views += reads + writes;
-                assert_false(conv && reads && !(may & 1));
-                assert_false(conv && writes && !(may & 2) && !transpose_tiles_output(step->node));
+                assert_false(conv && reads && !(may & 1) && !conv_is_voxelwise(step->node));
+                assert_false(conv && writes && !(may & 2) && !conv_is_voxelwise(step->node));
             }
             plan_free(p);
         }
