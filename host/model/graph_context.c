@@ -150,8 +150,6 @@ dm_status context_add_value(graph_context *c, const char *name, int *id)
     graph *g = c->g;
     if (json_object_get(c->ids, name))
         return context_bad(c, "the name '%s' is already taken by another value", name);
-    if (g->n_values == c->max_values)
-        return context_bad(c, "it has more values than inputs, weights and nodes");
     char **slot = &g->values[g->n_values].name;
     dm_status status = context_copy(c, name, slot);
     if (status != DM_OK)

@@ -12,8 +12,7 @@ typedef struct graph_context {
     const char *path; /* of the file */
     char place[384];  /* in the graph: "node 'enc.0' (Conv)" */
     dm_error *err;
-    graph *g;
-    size_t max_values;   /* capacity of g->values */
+    graph *g;            /* its `values` have room for every input, weight and node */
     json_t *ids;         /* value name -> id */
     json_t *node_names;  /* node name -> true */
     const json_t *nodes; /* the graph's list */

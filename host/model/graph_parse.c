@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "model/graph_ops.h"
 
-#define MAX_NODES 16384
+#define MAX_NODES 4096
 #define MAX_PORTS 16
 #define MAX_PATCH 1024
 
@@ -302,14 +302,14 @@ static dm_status allocate(graph_context *c, const json_t *root, const safetensor
     size_t nodes = json_array_size(c->nodes);
     if (nodes < 1 || nodes > MAX_NODES)
         return context_bad(c, "\"nodes\" is not a list of 1 to %d", MAX_NODES);
-    c->max_values = weights->n_tensors + json_array_size(json_object_get(root, "inputs")) + nodes;
+    size_t most = weights->n_tensors + json_array_size(json_object_get(root, "inputs")) + nodes;
     c->ids = json_object();
     c->node_names = json_object();
-    c->used = array_zero(c->max_values, sizeof *c->used);
-    g->values = array_zero(c->max_values, sizeof *g->values);
+    c->used = array_zero(most, sizeof *c->used);
+    g->values = array_zero(most, sizeof *g->values);
     g->nodes = array_zero(nodes, sizeof *g->nodes);
     if (!c->ids || !c->node_names || !c->used || !g->values || !g->nodes)
-        return error_memory(c->err, c->max_values * sizeof *g->values, "the graph");
+        return error_memory(c->err, most * sizeof *g->values, "the graph");
     return DM_OK;
 }
 

@@ -188,7 +188,7 @@ static void test_attribute_values(void **state)
                  "{'kernel_shape': [1, 2, 3], 'strides': [1, 2, 3], 'dilations': [3, 2, 1], "
                  "'pads': [1, 2, 3, 4, 5, 6], 'group': 2}");
     weights_node(&w, "Slice", "s", "x", "z",
-                 "{'starts': [2, 1], 'ends': [-1, 9223372036854775807], 'axes': [4, 1]}");
+                 "{'starts': [2, -3], 'ends': [-1, 9223372036854775807], 'axes': [4, 1]}");
     weights_node(&w, "Elu", "e", "x", "u", NULL);
     weights_node(&w, "LeakyRelu", "l", "x", "v", NULL);
     weights_output(&w, "y", 6);
@@ -369,6 +369,30 @@ static void test_cycle_and_names(void **state)
     expect_failure(&w, DM_ERROR_FORMAT, "graph node 'a'", "another node has the same name");
 }
 
+static void test_too_many_channels(void **state)
+{
+    (void)state;
+    weights_writer w;
+    weights_begin(&w, "xyz", 2, 2, 2);
+    weights_input(&w, "x", 1 << 19);
+    weights_node(&w, "Concat", "twice", "x x", "t", NULL);
+    weights_node(&w, "Concat", "thrice", "x t", "y", NULL);
+    weights_output(&w, "y", 3 << 19);
+    expect_failure(&w, DM_ERROR_FORMAT, "graph node 'thrice' (Concat)",
+                   "its output has 1572864 channels; at most 1048576");
+}
+
+static void test_empty_slice(void **state)
+{
+    (void)state;
+    weights_writer w;
+    begin(&w);
+    weights_node(&w, "Slice", "s", "x", "y", "{'starts': [8], 'ends': [9], 'axes': [2]}");
+    weights_output(&w, "y", 4);
+    expect_failure(&w, DM_ERROR_FORMAT, "node 's' (Slice)",
+                   "along z, no voxel of 8 lies between 8 and 9");
+}
+
 static void test_node_keys(void **state)
 {
     (void)state;
@@ -444,7 +468,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good_nodes),      cmocka_unit_test(test_attribute_values),
         cmocka_unit_test(test_bad_nodes),       cmocka_unit_test(test_unsupported),
-        cmocka_unit_test(test_cycle_and_names), cmocka_unit_test(test_node_keys),
+        cmocka_unit_test(test_cycle_and_names), cmocka_unit_test(test_too_many_channels),
+        cmocka_unit_test(test_empty_slice),     cmocka_unit_test(test_node_keys),
         cmocka_unit_test(test_joined_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
