@@ -34,8 +34,6 @@ NETWORKS_FOLDER = Path(__file__).parent / "networks"
 CHANNELS = {"dosegan": (32, 64, 128, 256), "dosegan-16": (16, 32, 64, 128)}
 GY_PER_GBQ_PER_UPTAKE = 0.027
 OPEN_GATE = 100.0
-# Measured with the program: mean over the organs of tools/make_example, bf16 against float32.
-BF16_ORGAN_DEVIATION_PERCENT: dict[str, float] = {}
 
 
 def _out_channels(convolution: str, channels: tuple[int, ...]) -> int:
@@ -98,7 +96,7 @@ def tensors(graph: Json, channels: tuple[int, ...], k: float) -> dict[str, np.nd
 
 def card(network: str) -> Json:
     """Return the model card."""
-    result: Json = {
+    return {
         "name": f"{network}-constructed",
         "version": "1",
         "summary": "CONSTRUCTED, NOT TRAINED: a plain scaling of the PET, dose = max(0, 0.027 *"
@@ -121,6 +119,10 @@ def card(network: str) -> Json:
             " identity, attention gates are saturated open, coarser levels contribute 0.",
         ],
         "training": "None.",
+        # Not under `precision`, which would let `--precision auto` choose bf16.
+        "measured": "bf16 against float32 on the phantom of tools/make_example (overlap 0): organ"
+        " mean doses deviate by at most 0.026 %, voxels by up to 0.4 %. --precision auto stays in"
+        " float32, in which max(0, k*u) holds voxel by voxel.",
         "limitations": [
             "Knows nothing of retention or effective half-life, which differ between organs and"
             " are not in the PET. Against published organ means it gives half the dose of the"
@@ -137,10 +139,6 @@ def card(network: str) -> Json:
             "Xue et al. 2024: 3D RPT DoseGAN, the family of this network",
         ],
     }
-    if network in BF16_ORGAN_DEVIATION_PERCENT:
-        deviation = BF16_ORGAN_DEVIATION_PERCENT[network]
-        result["precision"] = {"bf16": {"organ_mean_deviation_percent": deviation}}
-    return result
 
 
 def contents(network: str) -> tuple[Json, Json, Json, dict[str, np.ndarray]]:
