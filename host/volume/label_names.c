@@ -12,7 +12,7 @@
 #include "base/json_text.h"
 
 #define NAMES_MAX_BYTES ((size_t)1 << 20)
-#define NAMES_MAX 100000
+#define NAMES_MAX 10000
 
 void label_names_clear(label_names *names)
 {
@@ -30,21 +30,26 @@ const char *label_names_find(const label_names *names, int32_t id)
     return NULL;
 }
 
-/* Names go into TSV files: no tabs, no line ends. */
-static bool is_usable(const char *name)
+bool label_name_usable(const char *name)
 {
     for (const char *p = name; *p; p++)
-        if ((unsigned char)*p < 32)
+        if ((unsigned char)*p < 32 || *p == 127)
             return false;
-    return name[0] != '\0';
+    json_t *text = json_string(name); /* NULL if it is not UTF-8 */
+    bool usable = text && name[0] != '\0';
+    json_decref(text);
+    return usable;
 }
 
 static dm_status add(label_names *names, const char *file, int32_t id, const char *name,
                      dm_error *err)
 {
-    if (!is_usable(name))
-        return error_set(err, DM_ERROR_VALUE, file, "give it a printable name",
-                         "the name of id %d is empty or has control characters", (int)id);
+    if (id == 0)
+        return DM_OK; /* background */
+    if (!label_name_usable(name))
+        return error_set(err, DM_ERROR_VALUE, file, "give it a printable name in UTF-8",
+                         "the name of id %d is empty, has control characters or is not UTF-8",
+                         (int)id);
     for (size_t i = 0; i < names->count; i++)
         if (names->items[i].id == id || strcmp(names->items[i].name, name) == 0)
             return error_set(err, DM_ERROR_VALUE, file, "name each structure once",
@@ -69,13 +74,14 @@ static bool parse_id(const char *text, int32_t *id)
     errno = 0;
     long value = strtol(text, &end, 10);
     *id = (int32_t)value;
-    return end != text && *end == '\0' && errno == 0 && value > 0 && value <= INT32_MAX;
+    return end != text && *end == '\0' && errno == 0 && value >= 0 && value <= INT32_MAX;
 }
 
 static dm_status bad_pair(dm_error *err, const char *file, const char *key)
 {
     return error_set(err, DM_ERROR_FORMAT, file,
-                     "write {\"1\": \"spleen\", ...} or {\"spleen\": 1, ...} with ids above 0",
+                     "write {\"1\": \"spleen\", ...} or {\"spleen\": 1, ...} with whole ids from 0 "
+                     "to 2147483647",
                      "'%s' is not a pair of id and name", key);
 }
 
@@ -93,7 +99,7 @@ static dm_status names_from_json(const char *file, label_names *names, dm_error 
             int32_t id = 0;
             if (json_is_string(value) && parse_id(key, &id))
                 status = add(names, file, id, json_string_value(value), err);
-            else if (json_is_integer(value) && json_integer_value(value) > 0 &&
+            else if (json_is_integer(value) && json_integer_value(value) >= 0 &&
                      json_integer_value(value) <= INT32_MAX)
                 status = add(names, file, (int32_t)json_integer_value(value), key, err);
             else
@@ -109,8 +115,8 @@ static dm_status names_from_json(const char *file, label_names *names, dm_error 
 /* The column of a BIDS dseg.tsv (index, name) or of the like that others write. */
 static int column_of(char **cells, size_t n, const char *const *headings)
 {
-    for (size_t i = 0; i < n; i++)
-        for (size_t h = 0; headings[h]; h++)
+    for (size_t h = 0; headings[h]; h++)
+        for (size_t i = 0; i < n; i++)
             if (strcasecmp(cells[i], headings[h]) == 0)
                 return (int)i;
     return -1;
@@ -152,10 +158,8 @@ static dm_status names_from_rows(const char *file, char *text, label_names *name
         if ((size_t)id_column >= n || (size_t)name_column >= n)
             return error_set(err, DM_ERROR_FORMAT, file, "give each row an index and a name",
                              "row %zu has %zu columns", row, n);
-        if (strcmp(cells[id_column], "0") == 0)
-            continue; /* background */
         if (!parse_id(cells[id_column], &id))
-            return error_set(err, DM_ERROR_FORMAT, file, "use whole numbers above 0",
+            return error_set(err, DM_ERROR_FORMAT, file, "use whole numbers from 0 to 2147483647",
                              "row %zu: '%s' is not an id", row, cells[id_column]);
         dm_status status = add(names, file, id, cells[name_column], err);
         if (status != DM_OK)
@@ -166,6 +170,7 @@ static dm_status names_from_rows(const char *file, char *text, label_names *name
 
 static dm_status names_from_tsv(const char *file, label_names *names, dm_error *err)
 {
+    static const char byte_order_mark[] = "\xef\xbb\xbf";
     uint8_t *bytes = NULL;
     size_t size = 0;
     dm_status status = source_read_all(file, NAMES_MAX_BYTES, &bytes, &size, err);
@@ -175,7 +180,12 @@ static dm_status names_from_tsv(const char *file, label_names *names, dm_error *
         return status;
     if (!text)
         return error_memory(err, size, "label names");
-    status = names_from_rows(file, text, names, err);
+    if (strlen(text) < size)
+        status = error_set(err, DM_ERROR_FORMAT, file, "save it as text in UTF-8",
+                           "byte %zu is 0: not a text file in UTF-8", strlen(text));
+    else
+        status = names_from_rows(file, text + (strncmp(text, byte_order_mark, 3) == 0 ? 3 : 0),
+                                 names, err);
     free(text);
     return status;
 }

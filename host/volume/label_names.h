@@ -13,9 +13,12 @@ typedef struct label_names {
     } * items;
 } label_names;
 
-/* `source`: a .json or .tsv file, or "totalsegmentator:TASK". Ids and names are unique. */
+/* `source`: a .json or .tsv file, or "totalsegmentator:TASK". Ids and names are unique; id 0 is the
+ * background, whose name is not kept. */
 dm_status label_names_read(const char *source, label_names *names, dm_error *err);
 void label_names_clear(label_names *names);
+/* Names go into TSV and JSON: not empty, UTF-8, no control characters. */
+bool label_name_usable(const char *name);
 /* NULL if the id has no name. */
 const char *label_names_find(const label_names *names, int32_t id);
 

@@ -1,25 +1,49 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dm_labels as an object: made from ids, resampled, looked at. Reading files: labels_read.c. */
-#include <math.h>
+/* dm_labels as an object: made from ids and masks, looked at. From files: labels_read.c; onto other
+ * grids: labels_resample.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "volume/grid.h"
 #include "volume/label_runs.h"
 #include "volume/labels.h"
 
+/* Below this a row's voxels, and the lengths of runs, fit into 32 bits. */
+#define MAX_ROW ((size_t)UINT32_MAX)
+
+/* *checked: the grid with the spacing that follows from its affine, as for volumes. */
+static dm_status check_grid(const dm_grid *grid, dm_grid *checked, dm_error *err)
+{
+    char reason[200];
+    size_t bytes;
+    *checked = *grid;
+    if (!grid_float_bytes(grid, &bytes) || grid->dim[0] > MAX_ROW)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give three positive sizes that fit in memory",
+                         "labels on a grid of %zux%zux%zu voxels cannot be made", grid->dim[0],
+                         grid->dim[1], grid->dim[2]);
+    if (!grid_derive_spacing(checked, reason, sizeof reason))
+        return error_set(err, DM_ERROR_VALUE, NULL, "give a finite affine whose axes span space",
+                         "%s", reason);
+    return DM_OK;
+}
+
 dm_status labels_new(const dm_grid *grid, size_t count, dm_labels **labels, dm_error *err)
 {
-    dm_labels *l = calloc(1, sizeof *l);
+    dm_grid checked;
     *labels = NULL;
+    dm_status status = check_grid(grid, &checked, err);
+    if (status != DM_OK)
+        return status;
+    dm_labels *l = calloc(1, sizeof *l);
     if (l)
         l->structures = calloc(count ? count : 1, sizeof *l->structures);
     if (!l || !l->structures) {
         free(l);
         return error_memory(err, count * sizeof *l->structures, "labels");
     }
-    l->grid = *grid;
+    l->grid = checked;
     l->count = count;
     *labels = l;
     return DM_OK;
@@ -48,8 +72,9 @@ dm_status structure_name(label_structure *structure, const char *name, dm_error 
     return structure->name ? DM_OK : error_memory(err, strlen(name), "a label's name");
 }
 
-/* Appends voxels [start, start + length) to a structure; the array doubles as it fills. */
-static dm_status add_run(label_structure *structure, uint64_t start, uint32_t length, dm_error *err)
+/* The array doubles as it fills. */
+dm_status structure_add_run(label_structure *structure, uint64_t start, uint32_t length,
+                            dm_error *err)
 {
     size_t n = structure->n_runs;
     if ((n & (n - 1)) == 0) {
@@ -111,26 +136,25 @@ static dm_status distinct_ids(const int32_t *ids, size_t n, int32_t **found, siz
     return list ? DM_OK : error_memory(err, capacity * sizeof *list, "labels");
 }
 
-/* Runs of equal non-zero ids along x. */
-static dm_status collect_runs(dm_labels *labels, const int32_t *ids, const int32_t *list,
-                              dm_error *err)
+/* Adds one row's runs of equal non-zero ids; `list` holds the ids of the structures, ascending. */
+static dm_status collect_row(dm_labels *labels, const int32_t *row, uint64_t start,
+                             const int32_t *list, dm_error *err)
 {
-    size_t row = labels->grid.dim[0], n = dm_grid_voxels(&labels->grid);
-    for (size_t start = 0; start < n; start += row)
-        for (size_t x = 0; x < row;) {
-            int32_t id = ids[start + x];
-            size_t end = x + 1;
-            while (end < row && ids[start + end] == id)
-                end++;
-            if (id != 0) {
-                const int32_t *at = bsearch(&id, list, labels->count, sizeof *list, compare_ids);
-                dm_status status =
-                    add_run(&labels->structures[at - list], start + x, (uint32_t)(end - x), err);
-                if (status != DM_OK)
-                    return status;
-            }
-            x = end;
+    size_t n = labels->grid.dim[0];
+    for (size_t x = 0; x < n;) {
+        int32_t id = row[x];
+        size_t end = x + 1;
+        while (end < n && row[end] == id)
+            end++;
+        if (id != 0) {
+            const int32_t *at = bsearch(&id, list, labels->count, sizeof *list, compare_ids);
+            dm_status status = structure_add_run(&labels->structures[at - list], start + x,
+                                                 (uint32_t)(end - x), err);
+            if (status != DM_OK)
+                return status;
         }
+        x = end;
+    }
     return DM_OK;
 }
 
@@ -139,8 +163,11 @@ dm_status labels_from_ids(const dm_grid *grid, const int32_t *ids, const label_n
 {
     int32_t *list = NULL;
     size_t count = 0;
+    dm_grid checked;
     *labels = NULL;
-    dm_status status = distinct_ids(ids, dm_grid_voxels(grid), &list, &count, err);
+    dm_status status = check_grid(grid, &checked, err);
+    if (status == DM_OK)
+        status = distinct_ids(ids, dm_grid_voxels(grid), &list, &count, err);
     if (status == DM_OK)
         status = labels_new(grid, count, labels, err);
     for (size_t s = 0; status == DM_OK && s < count; s++) {
@@ -148,8 +175,9 @@ dm_status labels_from_ids(const dm_grid *grid, const int32_t *ids, const label_n
         status = structure_name(&(*labels)->structures[s],
                                 names ? label_names_find(names, list[s]) : NULL, err);
     }
-    if (status == DM_OK)
-        status = collect_runs(*labels, ids, list, err);
+    size_t n = dm_grid_voxels(grid);
+    for (size_t start = 0; status == DM_OK && start < n; start += grid->dim[0])
+        status = collect_row(*labels, ids + start, start, list, err);
     free(list);
     if (status != DM_OK) {
         dm_labels_free(*labels);
@@ -174,100 +202,13 @@ dm_status structure_from_mask(label_structure *structure, const dm_grid *grid, c
             while (end < row && mask[start + end])
                 end++;
             if (end > x) {
-                dm_status status = add_run(structure, start + x, (uint32_t)(end - x), err);
+                dm_status status =
+                    structure_add_run(structure, start + x, (uint32_t)(end - x), err);
                 if (status != DM_OK)
                     return status;
             }
             x = end > x ? end : x + 1;
         }
-    return DM_OK;
-}
-
-/* Inverse of the affine's 3x3 part; false if it has none. */
-static bool invert(const double a[3][4], double inverse[3][3])
-{
-    double cofactor[3][3], determinant = 0;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++) {
-            int r = (i + 1) % 3, s = (i + 2) % 3, c = (j + 1) % 3, d = (j + 2) % 3;
-            cofactor[i][j] = a[r][c] * a[s][d] - a[r][d] * a[s][c];
-        }
-    for (int j = 0; j < 3; j++)
-        determinant += a[0][j] * cofactor[0][j];
-    if (!isfinite(determinant) || determinant == 0)
-        return false;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++)
-            inverse[i][j] = cofactor[j][i] / determinant;
-    return true;
-}
-
-/* m takes an index on `to` to the (fractional) index on `from`. */
-static bool index_map(const dm_grid *from, const dm_grid *to, double m[3][4])
-{
-    double inverse[3][3];
-    if (!invert(from->affine, inverse))
-        return false;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 4; j++) {
-            m[i][j] = 0;
-            for (int k = 0; k < 3; k++)
-                m[i][j] += inverse[i][k] * (to->affine[k][j] - (j == 3 ? from->affine[k][3] : 0.0));
-        }
-    return true;
-}
-
-/* mask on `to` from mask on `from`: the value at the nearest voxel centre, 0 outside. */
-static void resample_mask(const dm_grid *from, const uint8_t *in, const dm_grid *to, double m[3][4],
-                          uint8_t *out)
-{
-    for (size_t z = 0, v = 0; z < to->dim[2]; z++)
-        for (size_t y = 0; y < to->dim[1]; y++)
-            for (size_t x = 0; x < to->dim[0]; x++, v++) {
-                size_t index[3];
-                bool inside = true;
-                for (int a = 0; a < 3 && inside; a++) {
-                    double c = floor(m[a][0] * (double)x + m[a][1] * (double)y +
-                                     m[a][2] * (double)z + m[a][3] + 0.5);
-                    inside = c >= 0 && c < (double)from->dim[a];
-                    index[a] = inside ? (size_t)c : 0;
-                }
-                out[v] =
-                    inside && in[index[0] + from->dim[0] * (index[1] + from->dim[1] * index[2])];
-            }
-}
-
-dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid, dm_labels **resampled,
-                             dm_error *err)
-{
-    double m[3][4];
-    *resampled = NULL;
-    if (!index_map(&labels->grid, grid, m))
-        return error_set(err, DM_ERROR_VALUE, NULL, "correct the labels' affine",
-                         "the labels' affine cannot be inverted");
-    size_t n_in = dm_grid_voxels(&labels->grid), n_out = dm_grid_voxels(grid);
-    uint8_t *in = array_alloc(n_in, 1), *out = array_alloc(n_out, 1);
-    dm_labels *result = NULL;
-    dm_status status = in && out ? labels_new(grid, labels->count, &result, err)
-                                 : error_memory(err, n_in + n_out, "labels");
-    for (size_t s = 0; status == DM_OK && s < labels->count; s++) {
-        const label_structure *from = &labels->structures[s];
-        memset(in, 0, n_in);
-        for (size_t r = 0; r < from->n_runs; r++)
-            memset(in + from->runs[r].start, 1, from->runs[r].length);
-        resample_mask(&labels->grid, in, grid, m, out);
-        result->structures[s].id = from->id;
-        status = structure_name(&result->structures[s], from->name, err);
-        if (status == DM_OK)
-            status = structure_from_mask(&result->structures[s], grid, out, err);
-    }
-    free(in);
-    free(out);
-    if (status != DM_OK) {
-        dm_labels_free(result);
-        return status;
-    }
-    *resampled = result;
     return DM_OK;
 }
 

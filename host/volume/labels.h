@@ -7,11 +7,15 @@
 #include "volume/label_names.h"
 #include "volume/label_runs.h"
 
-/* `count` empty structures without ids and names. */
+/* `count` empty structures without ids and names. Checks the grid and derives its spacing. */
 dm_status labels_new(const dm_grid *grid, size_t count, dm_labels **labels, dm_error *err);
 
 /* name NULL: "label_ID". */
 dm_status structure_name(label_structure *structure, const char *name, dm_error *err);
+
+/* Appends voxels [start, start + length), which must lie behind all others and in one row. */
+dm_status structure_add_run(label_structure *structure, uint64_t start, uint32_t length,
+                            dm_error *err);
 
 /* mask: one byte per voxel of the grid, non-zero is inside. */
 dm_status structure_from_mask(label_structure *structure, const dm_grid *grid, const uint8_t *mask,

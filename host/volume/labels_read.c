@@ -2,6 +2,7 @@
 /* Labels from a multi-label file or from a folder with a mask per structure. */
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,21 +13,26 @@
 #include "base/error.h"
 #include "volume/labels.h"
 
-/* Largest integer up to which float32, in which volumes are read, holds every one. */
-#define MAX_ID 16777216.0f
+/* Volumes are read as float32, which holds every integer up to here; those above round onto it. */
+#define MAX_ID 16777215.0f
+
+static dm_status bad_voxel(const dm_volume *volume, size_t i, const char *path, const char *remedy,
+                           dm_error *err)
+{
+    size_t row = i / volume->grid.dim[0];
+    return error_set(err, DM_ERROR_VALUE, path, remedy, "voxel (%zu, %zu, %zu) is %.9g",
+                     i % volume->grid.dim[0], row % volume->grid.dim[1], row / volume->grid.dim[1],
+                     (double)volume->data[i]);
+}
 
 static dm_status to_ids(const dm_volume *volume, const char *path, int32_t *ids, dm_error *err)
 {
     size_t n = dm_grid_voxels(&volume->grid);
     for (size_t i = 0; i < n; i++) {
         float value = volume->data[i];
-        if (!(value >= 0 && value <= MAX_ID) || value != floorf(value)) {
-            size_t x = i % volume->grid.dim[0], yz = i / volume->grid.dim[0];
-            return error_set(err, DM_ERROR_VALUE, path,
-                             "a label map holds whole numbers from 0 to 16777216",
-                             "voxel (%zu, %zu, %zu) is %g", x, yz % volume->grid.dim[1],
-                             yz / volume->grid.dim[1], (double)value);
-        }
+        if (!(value >= 0 && value <= MAX_ID) || value != floorf(value))
+            return bad_voxel(volume, i, path, "a label map holds whole numbers from 0 to 16777215",
+                             err);
         ids[i] = (int32_t)value;
     }
     return DM_OK;
@@ -103,9 +109,9 @@ static dm_status read_mask(const char *path, const char *first_path, size_t s, s
         status = error_set(err, DM_ERROR_VALUE, path, "bring all masks onto one grid",
                            "its grid differs from that of %s: %s", first_path, reason);
     for (size_t i = 0; status == DM_OK && i < n; i++) {
-        if (isnan(volume->data[i]))
-            status = error_set(err, DM_ERROR_VALUE, path, "a mask holds numbers",
-                               "voxel number %zu is NaN", i);
+        if (!isfinite(volume->data[i]))
+            status =
+                bad_voxel(volume, i, path, "a mask holds 0 outside, another number inside", err);
         mask[i] = volume->data[i] != 0;
     }
     if (status == DM_OK)
@@ -115,12 +121,36 @@ static dm_status read_mask(const char *path, const char *first_path, size_t s, s
     return status;
 }
 
+/* The order of bytes, so that ids depend neither on the locale nor on the file system. */
+static int compare_names(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+/* Names structure `s` after its file. */
+static dm_status name_after_file(const char *path, const char *file_name, size_t s,
+                                 dm_labels *labels, dm_error *err)
+{
+    char stem[NAME_MAX + 1];
+    label_structure *structures = labels->structures;
+    snprintf(stem, sizeof stem, "%.*s", (int)stem_length(file_name), file_name);
+    if (!label_name_usable(stem))
+        return error_set(err, DM_ERROR_VALUE, path, "rename the file",
+                         "its name has control characters or is not UTF-8");
+    for (size_t i = 0; i < s; i++)
+        if (strcmp(structures[i].name, stem) == 0)
+            return error_set(err, DM_ERROR_VALUE, path, "keep one of them",
+                             "there are two files for the structure '%s'", stem);
+    structures[s].id = (int32_t)s + 1;
+    return structure_name(&structures[s], stem, err);
+}
+
 static dm_status read_folder(const char *path, dm_labels **labels, dm_error *err)
 {
     struct dirent **entries = NULL;
-    char first[4096] = "", file[4096];
+    char first[PATH_MAX] = "", file[PATH_MAX];
     dm_status status = DM_OK;
-    int n = scandir(path, &entries, is_mask_name, alphasort);
+    int n = scandir(path, &entries, is_mask_name, compare_names);
     if (n < 0)
         return error_set(err, DM_ERROR_IO, path, "check the folder and its permissions",
                          "cannot read it: %s", strerror(errno));
@@ -130,20 +160,15 @@ static dm_status read_folder(const char *path, dm_labels **labels, dm_error *err
                            "the folder has no .nii, .nii.gz or .nii.zst file");
     for (int i = 0; status == DM_OK && i < n; i++) {
         const char *name = entries[i]->d_name;
-        if (snprintf(file, sizeof file, "%s/%s", path, name) >= (int)sizeof file) {
-            status = error_set(err, DM_ERROR_VALUE, path, "use shorter names", "path too long");
-            break;
-        }
+        if (snprintf(file, sizeof file, "%s/%s", path, name) >= (int)sizeof file)
+            status = error_set(err, DM_ERROR_VALUE, path, "use shorter names",
+                               "the path of %s is too long", name);
         if (i == 0)
-            memcpy(first, file, sizeof first);
-        status = read_mask(file, first, (size_t)i, (size_t)n, labels, err);
-        if (status != DM_OK)
-            break;
-        label_structure *structure = &(*labels)->structures[i];
-        structure->id = i + 1;
-        char stem[256];
-        snprintf(stem, sizeof stem, "%.*s", (int)stem_length(name), name);
-        status = structure_name(structure, stem, err);
+            snprintf(first, sizeof first, "%s", file);
+        if (status == DM_OK)
+            status = read_mask(file, first, (size_t)i, (size_t)n, labels, err);
+        if (status == DM_OK)
+            status = name_after_file(file, name, (size_t)i, *labels, err);
     }
     for (int i = 0; i < n; i++)
         free(entries[i]);
@@ -156,11 +181,14 @@ dm_status dm_labels_read(const char *path, const char *names_path, dm_labels **l
 {
     label_names names = {0};
     struct stat info;
-    char beside[4096];
+    char beside[PATH_MAX];
     dm_status status = DM_OK;
     *labels = NULL;
     bool is_folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
-    if (is_folder) {
+    if (is_folder && names_path) {
+        status = error_set(err, DM_ERROR_VALUE, path, "leave the names out, or give a label map",
+                           "the masks of a folder are named by their files, not by %s", names_path);
+    } else if (is_folder) {
         status = read_folder(path, labels, err);
     } else {
         if (!names_path && names_beside(path, beside, sizeof beside))
