@@ -369,7 +369,8 @@ dm_status nifti_header_decode(const uint8_t *bytes, size_t size, const char *pat
         return error_set(err, DM_ERROR_FORMAT, path,
                          "give a NIfTI file (.nii, .nii.gz, .nii.zst); DICOM can be converted with "
                          "dcm2niix",
-                         "it is not a NIfTI file: it does not begin with the header's size");
+                         "it is not a NIfTI file: %s",
+                         size == 0 ? "it is empty" : "it does not begin with the header's size");
     size_t head = id.version == 1 ? NIFTI_1_HEAD : NIFTI_2_HEAD;
     if (size < head)
         return error_set(err, DM_ERROR_FORMAT, path, "the file is incomplete; copy it again",

@@ -23,7 +23,9 @@ static void test_every_truncation(void **state)
             snprintf(count, sizeof count,
                      n < nifti_head_bytes(version) ? "ends after %zu bytes" : "there are %zu bytes",
                      n);
-            read_bad(bytes, n, DM_ERROR_FORMAT, n < 4 ? "not a NIfTI file" : count);
+            if (n == 0)
+                snprintf(count, sizeof count, "not a NIfTI file: it is empty");
+            read_bad(bytes, n, DM_ERROR_FORMAT, n > 0 && n < 4 ? "not a NIfTI file" : count);
         }
         dm_volume_free(read_good(bytes, size));
     }
