@@ -28,8 +28,8 @@ void dm_dvh_free(dm_dvh *dvh)
     if (!dvh)
         return;
     for (size_t i = 0; dvh->structures && i < dvh->count; i++) {
-        free((void *)(uintptr_t)dvh->structures[i].name);
-        free((void *)(uintptr_t)dvh->structures[i].histogram);
+        free((void *)dvh->structures[i].name);
+        free((void *)dvh->structures[i].histogram);
     }
     free(dvh->structures);
     free(dvh->thresholds);
@@ -180,7 +180,7 @@ dm_status dvh_from_voxels(const float *dose, const dm_labels *labels, const dm_d
     const dm_dvh_options *o = options ? options : &none;
     dm_status status = dvh_create(labels, o, &w.dvh, err);
     *dvh = NULL;
-    if (status != DM_OK)
+    if (!w.dvh)
         return status;
     w.outcomes = array_zero(labels->count, sizeof *w.outcomes);
     if (w.outcomes) {

@@ -11,7 +11,7 @@
 
 #define DIGIT_BITS 11
 #define DIGITS 3
-#define BUCKETS (1u << DIGIT_BITS)
+#define BUCKETS ((size_t)1 << DIGIT_BITS)
 
 /* IEEE 754 order as unsigned order: negative numbers are inverted, positive ones get the top bit.
  * Adding zero makes -0 and 0 one. */

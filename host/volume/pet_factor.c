@@ -111,7 +111,7 @@ static dm_status remaining_share(const dm_pet_info *info, double *share, dm_erro
     static const char half_life_remedy[] =
         "give --half-life S or --radionuclide NAME, or RadionuclideHalfLife or TracerRadionuclide "
         "in the sidecar";
-    double delay, half_life = info->half_life_s;
+    double delay = NAN, half_life = info->half_life_s;
     *share = 1;
     if (info->decay == DM_DECAY_INJECTION)
         return DM_OK;
