@@ -329,20 +329,32 @@ static const char *kernel_name(const_dnnl_primitive_desc_t pd)
     return name;
 }
 
+/* oneDNN 2.6.3's convolutions by matrix products, chosen below AVX-512, add another operand than
+ * the one they are given. */
+static bool is_wrong(const convolution_spec *spec, size_t n_post, const char *kernel)
+{
+    bool operand = false;
+    for (size_t i = 0; i < n_post; i++)
+        operand |= spec->post[i].op == CHAIN_ADD_TENSOR;
+    return operand && strstr(kernel, "gemm") != NULL;
+}
+
 /* The longest run of post-operations that still has a fast kernel; if none has, the longest with
  * any. */
 static dnnl_status_t choose(const convolution_spec *spec, convolution *conv)
 {
     size_t most = spec->n_post < MAX_POST ? spec->n_post : MAX_POST;
-    for (size_t n = most + 1; n-- > 0;) {
+    bool fast = false;
+    for (size_t n = most + 1; n-- > 0 && !fast;) {
         dnnl_primitive_desc_t pd;
         dnnl_status_t s = describe(spec, n, conv->engine, &pd);
         if (s == dnnl_out_of_memory)
             return s;
         if (s != dnnl_success)
             continue;
-        bool fast = strncmp(kernel_name(pd), "ref", 3) != 0;
-        if (conv->pd && !fast) {
+        fast = strncmp(kernel_name(pd), "ref", 3) != 0;
+        if (is_wrong(spec, n, kernel_name(pd)) || (conv->pd && !fast)) {
+            fast = false;
             dnnl_primitive_desc_destroy(pd);
             continue;
         }
@@ -350,8 +362,6 @@ static dnnl_status_t choose(const convolution_spec *spec, convolution *conv)
             dnnl_primitive_desc_destroy(conv->pd);
         conv->pd = pd;
         conv->n_post = n;
-        if (fast)
-            break;
     }
     return conv->pd ? dnnl_success : dnnl_unimplemented;
 }
