@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dm_model_describe: what `dosemap inspect` prints. */
+#include "model/describe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/json_text.h"
+
+/* ---- Counts -----------------------------------------------------------------------------------
+ */
+
+static void count_parameters(description *d)
+{
+    const graph *g = &d->model->graph;
+    for (size_t v = 0; v < g->n_values; v++)
+        d->parameters += g->values[v].count;
+    for (size_t n = 0; n < g->n_nodes; n++)
+        if (g->nodes[n].op == OP_BATCH_NORM)
+            d->statistics +=
+                g->values[g->nodes[n].inputs[3]].count + g->values[g->nodes[n].inputs[4]].count;
+    /* A graph may use one vector several times. */
+    d->statistics = d->statistics < d->parameters ? d->statistics : d->parameters;
+    d->parameters -= d->statistics;
+}
+
+static void count_steps(description *d)
+{
+    for (size_t s = 0; s < d->plan->n_steps; s++) {
+        const plan_step *step = &d->plan->steps[s];
+        const plan_tensor *out = &d->plan->tensors[step->out];
+        bool copy = step->kind == STEP_COPY;
+        d->copies += copy;
+        d->in_place += step_is_in_place(d->plan, step);
+        d->into_concat += !copy && out->pitch != out->channels;
+    }
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------
+ */
+
+static json_t *shape_json(const plan_tensor *t)
+{
+    return json_pack("{s:s, s:I, s:[I,I,I], s:I, s:I}", "tensor", t->name, "channels",
+                     (json_int_t)t->channels, "size", (json_int_t)t->dim[2], (json_int_t)t->dim[1],
+                     (json_int_t)t->dim[0], "arena_offset", (json_int_t)t->offset, "first_channel",
+                     (json_int_t)t->channel_start);
+}
+
+static json_t *chain_json(const plan *p, const plan_step *step)
+{
+    json_t *chain = json_array();
+    for (size_t i = 0; i < step->n_chain; i++) {
+        const chain_link *link = &step->chain[i];
+        json_t *item = json_pack("{s:s}", "op", chain_op_name(link->op));
+        if (link->tensor >= 0)
+            json_object_set_new(item, "tensor", json_string(p->tensors[link->tensor].name));
+        if (link->op == CHAIN_LEAKY_RELU || link->op == CHAIN_ELU)
+            json_object_set_new(item, "alpha", json_real((double)link->alpha));
+        json_array_append_new(chain, item);
+    }
+    return chain;
+}
+
+static json_t *step_json(const plan *p, const plan_step *step)
+{
+    json_t *item = json_object();
+    json_object_set_new(item, "kind", json_string(step_kind_name(step->kind)));
+    json_object_set_new(item, "name", json_string(step->name));
+    json_object_set_new(item, "in", shape_json(&p->tensors[step->in]));
+    json_object_set_new(item, "out", shape_json(&p->tensors[step->out]));
+    json_object_set_new(item, "bias", json_boolean(step->bias != NULL));
+    json_object_set_new(item, "chain", chain_json(p, step));
+    json_object_set_new(item, "in_place", json_boolean(step_is_in_place(p, step)));
+    json_object_set_new(item, "flop", json_real(step->flops));
+    json_object_set_new(item, "useful_flop", json_real(step->useful_flops));
+    json_object_set_new(item, "bytes", json_real(step->bytes));
+    json_object_set_new(item, "weight_bytes", json_real(step->weight_bytes));
+    return item;
+}
+
+static json_t *plan_json(const description *d)
+{
+    const plan *p = d->plan;
+    const size_t *tile = p->options.tile;
+    json_t *report = json_object(), *steps = json_array();
+    for (size_t s = 0; s < p->n_steps; s++)
+        json_array_append_new(steps, step_json(p, &p->steps[s]));
+    json_object_set_new(
+        report, "tile",
+        json_pack("[I,I,I]", (json_int_t)tile[2], (json_int_t)tile[1], (json_int_t)tile[0]));
+    json_object_set_new(report, "precision", json_string(d->precision));
+    json_object_set_new(report, "flop", json_real(p->flops));
+    json_object_set_new(report, "useful_flop", json_real(p->useful_flops));
+    json_object_set_new(report, "bytes", json_real(p->bytes));
+    json_object_set_new(report, "weight_bytes", json_real(p->weight_bytes));
+    json_object_set_new(report, "arena_bytes", json_integer((json_int_t)p->arena_bytes));
+    json_object_set_new(report, "steps_in_place", json_integer((json_int_t)d->in_place));
+    json_object_set_new(report, "steps_into_concat", json_integer((json_int_t)d->into_concat));
+    json_object_set_new(report, "copies", json_integer((json_int_t)d->copies));
+    json_object_set_new(report, "steps", steps);
+    return report;
+}
+
+static dm_status describe_json(const description *d, char **text, dm_error *err)
+{
+    const dm_model *model = d->model;
+    const graph *g = &model->graph;
+    json_t *graph_root = NULL, *report = json_object();
+    dm_status status =
+        json_parse(model->graph_json, strlen(model->graph_json), model->path, &graph_root, err);
+    if (status != DM_OK) {
+        json_decref(report);
+        return status;
+    }
+    json_object_set_new(report, "name", json_string(model->name));
+    json_object_set_new(report, "file", json_string(model->path));
+    json_object_set_new(report, "xxh64", json_string(model->checksum));
+    json_object_set_new(report, "parameters", json_integer((json_int_t)d->parameters));
+    json_object_set_new(report, "statistics", json_integer((json_int_t)d->statistics));
+    json_object_set_new(report, "tile_multiple",
+                        json_pack("[I,I,I]", (json_int_t)g->total_stride[2],
+                                  (json_int_t)g->total_stride[1], (json_int_t)g->total_stride[0]));
+    json_object_set_new(report, "per_tile_statistics", json_boolean(g->per_tile_statistics));
+    json_object_set(report, "card", (json_t *)d->card);
+    json_object_set_new(report, "graph", graph_root);
+    json_object_set_new(report, "plan", plan_json(d));
+    status = json_print(report, text, err);
+    json_decref(report);
+    return status;
+}
+
+/* ---- Either -----------------------------------------------------------------------------------
+ */
+
+static dm_status print_text(const description *d, char **text, dm_error *err)
+{
+    size_t size = 0;
+    char *buffer = NULL;
+    FILE *out = open_memstream(&buffer, &size);
+    if (!out)
+        return error_memory(err, 1, "a description");
+    describe_text(d, out);
+    bool bad = ferror(out) != 0;
+    if (fclose(out) != 0 || bad) {
+        free(buffer);
+        return error_memory(err, size, "a description");
+    }
+    *text = buffer;
+    return DM_OK;
+}
+
+static const char *set_precision(dm_precision precision, plan_options *options)
+{
+    options->type = precision == DM_PRECISION_BF16   ? ELEMENT_BF16
+                    : precision == DM_PRECISION_FP16 ? ELEMENT_F16
+                                                     : ELEMENT_F32;
+    return precision == DM_PRECISION_BF16   ? "bf16"
+           : precision == DM_PRECISION_FP16 ? "fp16"
+           : precision == DM_PRECISION_TF32 ? "tf32"
+                                            : "float32";
+}
+
+dm_status dm_model_describe(const dm_model *model, const size_t tile[3], dm_precision precision,
+                            bool as_json, char **text, dm_error *err)
+{
+    plan_options options = {.optimise = true};
+    description d = {.model = model, .precision = set_precision(precision, &options)};
+    json_t *card = NULL;
+    plan *p = NULL;
+    *text = NULL;
+    for (int a = 0; a < 3; a++)
+        options.tile[a] = tile ? tile[2 - a] : model->graph.patch[2 - a];
+    plan_options_cpu(&options);
+    dm_status status =
+        json_parse(model->card_json, strlen(model->card_json), model->path, &card, err);
+    if (status == DM_OK)
+        status = plan_build(&model->graph, &options, &p, err);
+    if (status == DM_OK) {
+        d.card = card;
+        d.plan = p;
+        count_parameters(&d);
+        count_steps(&d);
+        status = as_json ? describe_json(&d, text, err) : print_text(&d, text, err);
+    }
+    if (status != DM_OK)
+        error_at(err, model->path);
+    plan_free(p);
+    json_decref(card);
+    return status;
+}
