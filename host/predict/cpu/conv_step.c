@@ -261,7 +261,9 @@ dm_status conv_step_run(const bound_conv *bound, const plan_step *step, const st
             if (bound->operands[i])
                 operands[i] = (const char *)bound->operands[i] +
                               first * bound->out.channels * element_size(conv->post[i].type);
-        void *to = conv->stage ? scratch + conv->stage_at : bound->out.data;
+        void *to = conv->stage ? scratch + conv->stage_at
+                               : (unsigned char *)bound->out.data +
+                                     first * bound->out.channels * element_size(bound->out.type);
         dm_status status = convolution_run(bound->binding, in.data, to, operands, scratch, err);
         if (status != DM_OK)
             return status;
