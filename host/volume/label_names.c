@@ -135,37 +135,53 @@ static size_t split(char *line, char **cells)
     return n;
 }
 
-static dm_status names_from_rows(const char *file, char *text, label_names *names, dm_error *err)
+typedef struct columns {
+    int id, name;
+} columns;
+
+static dm_status read_headings(const char *file, char **cells, size_t n, columns *at, dm_error *err)
 {
     static const char *const id_headings[] = {"index", "id", "label", "value", NULL};
     static const char *const name_headings[] = {"name", "label_name", "structure", NULL};
-    int id_column = -1, name_column = -1;
+    *at = (columns){column_of(cells, n, id_headings), column_of(cells, n, name_headings)};
+    if (at->id >= 0 && at->name >= 0)
+        return DM_OK;
+    return error_set(err, DM_ERROR_FORMAT, file,
+                     "use a header line with the columns index and name",
+                     "no columns for ids and names");
+}
+
+static dm_status read_row(const char *file, char **cells, size_t n, const columns *at, size_t row,
+                          label_names *names, dm_error *err)
+{
+    int32_t id = 0;
+    if ((size_t)at->id >= n || (size_t)at->name >= n)
+        return error_set(err, DM_ERROR_FORMAT, file, "give each row an index and a name",
+                         "row %zu has %zu columns", row, n);
+    if (!parse_id(cells[at->id], &id))
+        return error_set(err, DM_ERROR_FORMAT, file, "use whole numbers from 0 to 2147483647",
+                         "row %zu: '%s' is not an id", row, cells[at->id]);
+    return add(names, file, id, cells[at->name], err);
+}
+
+static dm_status names_from_rows(const char *file, char *text, label_names *names, dm_error *err)
+{
+    columns at = {-1, -1};
+    dm_status status = DM_OK;
     size_t row = 0;
-    for (char *save = NULL, *line = strtok_r(text, "\r\n", &save); line;
-         line = strtok_r(NULL, "\r\n", &save)) {
+    for (char *rest = text, *line; status == DM_OK && (line = strsep(&rest, "\n"));) {
         char *cells[MAX_CELLS];
-        size_t n = split(line, cells);
-        int32_t id = 0;
-        if (row++ == 0) {
-            id_column = column_of(cells, n, id_headings);
-            name_column = column_of(cells, n, name_headings);
-            if (id_column < 0 || name_column < 0)
-                return error_set(err, DM_ERROR_FORMAT, file,
-                                 "use a header line with the columns index and name",
-                                 "no columns for ids and names");
+        row++;
+        line[strcspn(line, "\r")] = '\0';
+        if (line[0] == '\0')
             continue;
-        }
-        if ((size_t)id_column >= n || (size_t)name_column >= n)
-            return error_set(err, DM_ERROR_FORMAT, file, "give each row an index and a name",
-                             "row %zu has %zu columns", row, n);
-        if (!parse_id(cells[id_column], &id))
-            return error_set(err, DM_ERROR_FORMAT, file, "use whole numbers from 0 to 2147483647",
-                             "row %zu: '%s' is not an id", row, cells[id_column]);
-        dm_status status = add(names, file, id, cells[name_column], err);
-        if (status != DM_OK)
-            return status;
+        size_t n = split(line, cells);
+        status = at.id < 0 ? read_headings(file, cells, n, &at, err)
+                           : read_row(file, cells, n, &at, row, names, err);
     }
-    return DM_OK;
+    if (status == DM_OK && at.id < 0)
+        status = read_headings(file, NULL, 0, &at, err);
+    return status;
 }
 
 static dm_status names_from_tsv(const char *file, label_names *names, dm_error *err)
