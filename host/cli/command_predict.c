@@ -172,9 +172,9 @@ static void fail(dm_error *err, dm_status status, const char *where, const char 
                  const char *remedy)
 {
     err->status = status;
-    snprintf(err->where, sizeof err->where, "%s", where);
-    snprintf(err->what, sizeof err->what, "%s", what);
-    snprintf(err->remedy, sizeof err->remedy, "%s", remedy);
+    snprintf(err->where, sizeof err->where, "%.511s", where);
+    snprintf(err->what, sizeof err->what, "%.511s", what);
+    snprintf(err->remedy, sizeof err->remedy, "%.511s", remedy);
 }
 
 /* Before the work of hours: the folder can be written to, and no input is overwritten. */
@@ -292,7 +292,7 @@ static dm_status predict_one(const cohort_job *cohort, const char *pet_path, siz
         report(args, pet_path, &paths, prediction);
 done:
     if (status != DM_OK && err->where[0] == '\0')
-        snprintf(err->where, sizeof err->where, "%s", pet_path);
+        snprintf(err->where, sizeof err->where, "%.511s", pet_path);
     dm_prediction_free(prediction);
     dm_labels_free(labels);
     dm_volume_free(pet);
