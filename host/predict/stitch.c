@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "predict/intensity.h"
+#include "predict/parallel.h"
 
 /* Where a finished window is: a slot's number, or one of these. */
 #define WINDOW_PENDING UINT32_MAX
@@ -276,37 +277,65 @@ static size_t finish_row(const tiling *t, strided sum, size_t y, size_t z,
     return bad;
 }
 
+typedef struct finish_job {
+    const tiling *tiling;
+    strided sum;
+    const intensity_transform *transform;
+    float factor;
+    unsigned parts;
+    float *scratch;    /* two rows per part */
+    size_t *first_bad; /* per part: voxel on the model's grid, or SIZE_MAX */
+} finish_job;
+
+/* A slab along the outer of y and z. */
+static void finish_part(void *context, unsigned part)
+{
+    const finish_job *job = context;
+    const size_t *volume = job->tiling->volume;
+    float *scratch = job->scratch + part * 2 * volume[0];
+    size_t first_bad = SIZE_MAX;
+    int outer, inner;
+    loop_order(&job->sum, &outer, &inner);
+    size_t end = volume[outer] * (part + 1) / job->parts;
+    for (size_t o = volume[outer] * part / job->parts; o < end; o++) {
+        for (size_t i = 0; i < volume[inner]; i++) {
+            size_t y = outer == 1 ? o : i, z = outer == 1 ? i : o;
+            size_t x =
+                finish_row(job->tiling, job->sum, y, z, job->transform, job->factor, scratch);
+            size_t at = x + volume[0] * (y + volume[1] * z);
+            if (x < volume[0] && at < first_bad)
+                first_bad = at;
+        }
+    }
+    job->first_bad[part] = first_bad;
+}
+
 dm_status stitch_finish(const tiling *tiles, strided sum, const intensity_transform *transform,
                         float factor, unsigned threads, size_t bad[3], dm_error *err)
 {
-    int outer, inner;
-    loop_order(&sum, &outer, &inner);
-    size_t n_outer = tiles->volume[outer], n_inner = tiles->volume[inner];
-    if (threads > n_outer)
-        threads = (unsigned)n_outer;
-    size_t row = 2 * tiles->volume[0];
-    float *scratch = array_alloc(threads * row, sizeof *scratch);
-    size_t first_bad = SIZE_MAX;
-    if (!scratch)
-        return error_memory(err, threads * row * sizeof *scratch, "stitching");
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : first_bad)
-    for (unsigned part = 0; part < threads; part++) {
-        size_t from = n_outer * part / threads, to = n_outer * (part + 1) / threads;
-        for (size_t o = from; o < to; o++) {
-            for (size_t i = 0; i < n_inner; i++) {
-                size_t y = outer == 1 ? o : i, z = outer == 1 ? i : o;
-                size_t x = finish_row(tiles, sum, y, z, transform, factor, scratch + part * row);
-                size_t at = x + tiles->volume[0] * (y + tiles->volume[1] * z);
-                if (x < tiles->volume[0] && at < first_bad)
-                    first_bad = at;
-            }
-        }
+    const size_t *volume = tiles->volume;
+    size_t outer = volume[1] > volume[2] ? volume[1] : volume[2], first_bad = SIZE_MAX;
+    finish_job job = {tiles, sum, transform, factor, 1, NULL, NULL};
+    if (threads > 1)
+        job.parts = threads < outer ? threads : (unsigned)outer;
+    job.scratch = array_alloc(job.parts, 2 * volume[0] * sizeof *job.scratch);
+    job.first_bad = array_alloc(job.parts, sizeof *job.first_bad);
+    dm_status status = DM_OK;
+    if (!job.scratch || !job.first_bad) {
+        status = error_memory(err, job.parts * 2 * volume[0] * sizeof *job.scratch, "stitching");
+        goto done;
     }
-    free(scratch);
-    if (first_bad == SIZE_MAX)
-        return DM_OK;
-    bad[0] = first_bad % tiles->volume[0];
-    bad[1] = first_bad / tiles->volume[0] % tiles->volume[1];
-    bad[2] = first_bad / tiles->volume[0] / tiles->volume[1];
-    return DM_ERROR_VALUE;
+    parallel_run(job.parts, finish_part, &job);
+    for (unsigned i = 0; i < job.parts; i++)
+        first_bad = job.first_bad[i] < first_bad ? job.first_bad[i] : first_bad;
+    if (first_bad != SIZE_MAX) {
+        bad[0] = first_bad % volume[0];
+        bad[1] = first_bad / volume[0] % volume[1];
+        bad[2] = first_bad / volume[0] / volume[1];
+        status = DM_ERROR_VALUE;
+    }
+done:
+    free(job.scratch);
+    free(job.first_bad);
+    return status;
 }

@@ -18,6 +18,7 @@
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/gather.h"
+#include "predict/parallel.h"
 #include "predict/stitch.h"
 
 /* Outputs per worker that may wait for their turn to be added: enough that no core idles while one
@@ -278,36 +279,46 @@ static dm_status run_windows(cpu_run *run, dm_error *err)
     return outcome(run, status, err);
 }
 
+typedef struct back_job {
+    axis_table table[3];
+    strided source, target;
+    unsigned parts;
+    size_t scratch; /* floats per part */
+    float *floats;
+} back_job;
+
+/* A slab of the PET's grid. */
+static void resample_part(void *context, unsigned part)
+{
+    const back_job *job = context;
+    size_t planes = job->target.dim[2];
+    const size_t start[3] = {0, 0, planes * part / job->parts};
+    strided slab = job->target;
+    slab.data += (ptrdiff_t)start[2] * slab.stride[2];
+    slab.dim[2] = planes * (part + 1) / job->parts - start[2];
+    resample_box(job->table, &job->source, start, &slab, false, job->floats + part * job->scratch);
+}
+
 /* From the model's grid to the PET's. */
 static dm_status resample_back(const predict_job *job, float *model, dm_volume *dose,
                                unsigned threads, dm_error *err)
 {
-    axis_table table[3];
-    strided source = strided_dense(job->map->dim, model);
-    strided target = strided_permuted(&dose->grid, job->map, dose->data);
-    dm_status status = resample_from_model(&dose->grid, job->map, table, err);
+    back_job back = {.source = strided_dense(job->map->dim, model),
+                     .target = strided_permuted(&dose->grid, job->map, dose->data)};
+    dm_status status = resample_from_model(&dose->grid, job->map, back.table, err);
     if (status != DM_OK)
         return status;
-    size_t planes = target.dim[2], scratch = resample_scratch(table, target.dim);
-    if (threads > planes)
-        threads = (unsigned)planes;
-    float *floats = array_alloc(threads, scratch * sizeof *floats);
-    if (!floats) {
-        status = error_memory(err, threads * scratch * sizeof *floats, "resampling");
-        goto done;
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (unsigned part = 0; part < threads; part++) {
-        const size_t start[3] = {0, 0, planes * part / threads};
-        strided slab = target;
-        slab.data += (ptrdiff_t)start[2] * target.stride[2];
-        slab.dim[2] = planes * (part + 1) / threads - start[2];
-        resample_box(table, &source, start, &slab, false, floats + part * scratch);
-    }
-done:
-    free(floats);
+    size_t planes = back.target.dim[2];
+    back.parts = threads < planes ? threads : (unsigned)planes;
+    back.scratch = resample_scratch(back.table, back.target.dim);
+    back.floats = array_alloc(back.parts, back.scratch * sizeof *back.floats);
+    if (back.floats)
+        parallel_run(back.parts, resample_part, &back);
+    else
+        status = error_memory(err, back.parts * back.scratch * sizeof *back.floats, "resampling");
+    free(back.floats);
     for (int a = 0; a < 3; a++)
-        axis_table_clear(&table[a]);
+        axis_table_clear(&back.table[a]);
     return status;
 }
 
