@@ -8,8 +8,7 @@
 #include "base/error.h"
 #include "base/json_text.h"
 
-/* ---- Counts -----------------------------------------------------------------------------------
- */
+/* ---- Counts --------------------------------------------------------------------------------- */
 
 static void count_parameters(description *d)
 {
@@ -37,8 +36,7 @@ static void count_steps(description *d)
     }
 }
 
-/* ---- JSON -------------------------------------------------------------------------------------
- */
+/* ---- JSON ----------------------------------------------------------------------------------- */
 
 static json_t *shape_json(const plan_tensor *t)
 {
@@ -131,8 +129,7 @@ static dm_status describe_json(const description *d, char **text, dm_error *err)
     return status;
 }
 
-/* ---- Either -----------------------------------------------------------------------------------
- */
+/* ---- Either --------------------------------------------------------------------------------- */
 
 static dm_status print_text(const description *d, char **text, dm_error *err)
 {

@@ -127,8 +127,7 @@ void table_print(const text_table *t, FILE *out)
     }
 }
 
-/* ---- Running text -----------------------------------------------------------------------------
- */
+/* ---- Running text --------------------------------------------------------------------------- */
 
 /* Control characters, which a terminal would obey; U+0080 to U+009F are two bytes. */
 static bool is_control(const unsigned char *p)

@@ -51,8 +51,7 @@ static const char *grouped(size_t n, char *text, size_t size)
     return text;
 }
 
-/* ---- Card -------------------------------------------------------------------------------------
- */
+/* ---- Card ----------------------------------------------------------------------------------- */
 
 static void card_value(FILE *out, const json_t *value)
 {
@@ -123,8 +122,7 @@ static void print_card(const description *d, FILE *out)
     }
 }
 
-/* ---- Network ----------------------------------------------------------------------------------
- */
+/* ---- Network -------------------------------------------------------------------------------- */
 
 static void print_port(const graph *g, const graph_port *port, const char *what, FILE *out)
 {
@@ -201,8 +199,7 @@ static void print_graph(const description *d, FILE *out)
     table_free(t);
 }
 
-/* ---- Plan -------------------------------------------------------------------------------------
- */
+/* ---- Plan ----------------------------------------------------------------------------------- */
 
 static void plan_row(const plan *p, size_t s, text_table *t)
 {

@@ -42,8 +42,7 @@ static int input_of(const plan_draft *d, const graph_node *node, size_t i)
     return d->alias[node->inputs[i]];
 }
 
-/* ---- Steps ------------------------------------------------------------------------------------
- */
+/* ---- Steps ---------------------------------------------------------------------------------- */
 
 static draft_step *add_step(plan_draft *d, step_kind kind, const graph_node *node, int in, int out)
 {
@@ -90,8 +89,7 @@ static draft_step *chain_step(plan_draft *d, const graph_node *node, int in, boo
     return draft;
 }
 
-/* ---- Pointwise nodes --------------------------------------------------------------------------
- */
+/* ---- Pointwise nodes ------------------------------------------------------------------------ */
 
 static dm_status add_affine(plan_draft *d, const graph_node *node)
 {
@@ -183,8 +181,7 @@ static dm_status add_arithmetic(plan_draft *d, const graph_node *node)
     return add_link(d, chain_step(d, node, operand[i], join), &link);
 }
 
-/* ---- Other nodes ------------------------------------------------------------------------------
- */
+/* ---- Other nodes ---------------------------------------------------------------------------- */
 
 static void add_plain(plan_draft *d, const graph_node *node)
 {

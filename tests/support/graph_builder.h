@@ -37,8 +37,7 @@ typedef struct graph_builder {
     int input;
 } graph_builder;
 
-/* ---- Random numbers ---------------------------------------------------------------------------
- */
+/* ---- Random numbers ------------------------------------------------------------------------- */
 
 static inline uint32_t build_bits(graph_builder *b)
 {
@@ -63,8 +62,7 @@ static inline float build_uniform(graph_builder *b, double low, double high)
     return (float)(low + (high - low) * (double)build_bits(b) / 2147483648.0);
 }
 
-/* ---- Values -----------------------------------------------------------------------------------
- */
+/* ---- Values --------------------------------------------------------------------------------- */
 
 static inline char *build_name(const char *what, size_t number)
 {
@@ -107,8 +105,7 @@ static inline int build_vector(graph_builder *b, double low, double high, size_t
     return build_weight(b, low, high, 1, &n);
 }
 
-/* ---- Nodes ------------------------------------------------------------------------------------
- */
+/* ---- Nodes ---------------------------------------------------------------------------------- */
 
 /* ONNX's defaults. */
 static inline graph_node build_attributes(op_kind op)
@@ -252,8 +249,7 @@ static inline int build_norm(graph_builder *b, op_kind op, int x, int groups)
     return build_node(b, &node, channels, 5, (int[]){x, scale, shift, mean, variance});
 }
 
-/* ---- Graphs -----------------------------------------------------------------------------------
- */
+/* ---- Graphs --------------------------------------------------------------------------------- */
 
 static inline void build_begin(graph_builder *b, size_t channels, const size_t tile[3],
                                uint32_t seed)

@@ -17,8 +17,7 @@
 
 #include "model/plan.h"
 
-/* ---- Elements ---------------------------------------------------------------------------------
- */
+/* ---- Elements ------------------------------------------------------------------------------- */
 
 static inline double element_load(element_type type, const void *at)
 {
@@ -79,8 +78,7 @@ static inline double tensor_get(const plan_tensor *t, unsigned char *arena, size
                                            t->dim[2] == 1 ? 0 : x, t->channels == 1 ? 0 : c));
 }
 
-/* ---- Chains -----------------------------------------------------------------------------------
- */
+/* ---- Chains --------------------------------------------------------------------------------- */
 
 static inline double chain_value(const plan *p, const chain_link *link, unsigned char *arena,
                                  double v, const size_t at[3], size_t c)
@@ -122,8 +120,7 @@ static inline double chain_value(const plan *p, const chain_link *link, unsigned
     return NAN;
 }
 
-/* ---- Steps: the value of one output element before the chain ----------------------------------
- */
+/* ---- Steps: the value of one output element before the chain -------------------------------- */
 
 typedef struct step_context {
     const plan *p;
@@ -352,8 +349,7 @@ static inline void group_statistics(const step_context *s, double *mean, double 
     }
 }
 
-/* ---- Plans ------------------------------------------------------------------------------------
- */
+/* ---- Plans ---------------------------------------------------------------------------------- */
 
 /* The whole chain is applied to an element before it is stored, so a STEP_POINTWISE may write over
  * its input. */

@@ -118,8 +118,7 @@ static void test_half_precision(void **state)
     }
 }
 
-/* ---- The arena --------------------------------------------------------------------------------
- */
+/* ---- The arena ------------------------------------------------------------------------------ */
 
 typedef struct lifetime {
     size_t first, last;
@@ -173,6 +172,8 @@ static bool written_over(const plan *p, size_t when, int a, int b)
     bool elementwise = step->kind == STEP_POINTWISE || step->in != a;
     return reads == 1 && elementwise && step->out == b &&
            p->tensors[a].channels == p->tensors[b].channels &&
+           p->tensors[a].pitch == p->tensors[a].channels &&
+           p->tensors[b].pitch == p->tensors[b].channels &&
            tensor_voxels(&p->tensors[a]) == tensor_voxels(&p->tensors[b]);
 }
 
