@@ -39,6 +39,9 @@ static dm_status refill(byte_source *s, dm_error *err)
         ssize_t n = read(s->fd, s->input + s->filled, INPUT_BYTES - s->filled);
         if (n < 0 && errno == EINTR)
             continue;
+        if (n < 0 && errno == EISDIR)
+            return error_set(err, DM_ERROR_IO, s->path, "give the path of a file",
+                             "it is a folder");
         if (n < 0)
             return error_set(err, DM_ERROR_IO, s->path, "check the file and the disk",
                              "cannot read it: %s", strerror(errno));

@@ -68,7 +68,6 @@ typedef struct gzip_job {
     chunk_slot *slots;
     size_t next, written; /* next chunk to compress; chunks already written */
     bool stop;
-    dm_status status;
     pthread_mutex_t lock;
     pthread_cond_t changed;
 } gzip_job;
@@ -119,7 +118,6 @@ static void *compress_chunks(void *argument)
     }
     if (!good) {
         job->stop = true;
-        job->status = DM_ERROR_MEMORY;
         pthread_cond_broadcast(&job->changed);
     }
     pthread_mutex_unlock(&job->lock);

@@ -35,9 +35,14 @@ void error_at(dm_error *err, const char *where)
 
 char *dm_error_text(const dm_error *err, char *buffer, size_t size)
 {
-    if (size > 0)
-        snprintf(buffer, size, "%s%s%s%s%s", err->where, err->where[0] ? ": " : "", err->what,
-                 err->remedy[0] ? "; " : "", err->remedy);
+    if (size == 0)
+        return buffer;
+    snprintf(buffer, size, "%s%s%s%s%s", err->where, err->where[0] ? ": " : "", err->what,
+             err->remedy[0] ? "; " : "", err->remedy);
+    /* Names and values come from files: no line ends, nothing that a terminal obeys. */
+    for (char *p = buffer; *p; p++)
+        if ((unsigned char)*p < 32 || *p == 127)
+            *p = '?';
     return buffer;
 }
 

@@ -124,7 +124,12 @@ static int open_partial(output_file *file)
 
 dm_status output_open(const char *path, output_file **out, dm_error *err)
 {
+    struct stat info;
     *out = NULL;
+    /* The rename would put a file in the place of, say, /dev/null. */
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode))
+        return error_set(err, DM_ERROR_IO, path, "give the path of a file",
+                         "cannot create it: there is a device or a pipe of this name");
     output_file *file = calloc(1, sizeof *file);
     if (!file)
         return error_memory(err, sizeof *file, "an output file");

@@ -313,6 +313,35 @@ static void test_several_members(void **state)
     free(bytes);
 }
 
+/* The input is read in pieces of 1 MiB: wherever a piece ends in the trailer of one member or the
+ * header of the next, no byte is lost. A name in the header makes a member as long as wanted. */
+static void test_members_across_the_pieces_of_input(void **state)
+{
+    (void)state;
+    enum { PIECE = 1048576, BYTES = 300 };
+    uint8_t *bytes = make_bytes(2 * BYTES), *whole = malloc(2 * PIECE);
+    char path[128];
+    size_t size;
+    assert_non_null(whole);
+    memcpy(bytes + BYTES, bytes, BYTES);
+    snprintf(path, sizeof path, "%s/one.gz", folder);
+    write_file(path, bytes, 0, bytes, BYTES, 1);
+    uint8_t *member = slurp(path, &size);
+    for (size_t end = PIECE - 24; end <= PIECE + 12; end++) {
+        memcpy(whole, member, 10);
+        whole[3] = 8; /* FNAME */
+        memset(whole + 10, 'n', end - size - 1);
+        whole[10 + end - size - 1] = '\0';
+        memcpy(whole + end - (size - 10), member + 10, size - 10);
+        memcpy(whole + end, member, size);
+        put(path, whole, end + size);
+        reads(path, bytes, 2 * BYTES);
+    }
+    free(member);
+    free(whole);
+    free(bytes);
+}
+
 static void test_every_truncation_is_an_error(void **state)
 {
     (void)state;
@@ -393,6 +422,8 @@ static void test_limit_and_missing(void **state)
     assert_int_equal(read_status(path, 100, NULL), DM_OK);
     assert_int_equal(read_status(path, 99, &err), DM_ERROR_FORMAT);
     assert_int_equal(read_status(folder, 99, &err), DM_ERROR_IO);
+    assert_string_equal(err.where, folder);
+    assert_string_equal(err.what, "it is a folder");
     snprintf(path, sizeof path, "%s/missing", folder);
     assert_int_equal(read_status(path, 99, &err), DM_ERROR_IO);
     assert_string_equal(err.where, path);
@@ -451,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_head_and_body_are_one_stream),
         cmocka_unit_test(test_pieces_of_any_size),
         cmocka_unit_test(test_several_members),
+        cmocka_unit_test(test_members_across_the_pieces_of_input),
         cmocka_unit_test(test_every_truncation_is_an_error),
         cmocka_unit_test(test_every_flipped_bit_is_an_error),
         cmocka_unit_test(test_trailing_bytes),

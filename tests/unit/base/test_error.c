@@ -44,6 +44,17 @@ static void test_text_is_cut_not_overrun(void **state)
     assert_int_equal(untouched, 'x');
 }
 
+static void test_text_is_one_line(void **state)
+{
+    (void)state;
+    dm_error err = {0};
+    char text[128];
+    error_set(&err, DM_ERROR_FORMAT, "a\nb.json", "ask \x7f", "'\x1b[31m\tgr\xc3\xb6\xc3\x9f\n'");
+    assert_string_equal(dm_error_text(&err, text, sizeof text),
+                        "a?b.json: '?[31m?gr\xc3\xb6\xc3\x9f?'; ask ?");
+    assert_string_equal(err.where, "a\nb.json"); /* programs get the name as it is */
+}
+
 static void test_no_error_structure(void **state)
 {
     (void)state;
@@ -120,6 +131,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_text_joins_the_parts),
         cmocka_unit_test(test_text_is_cut_not_overrun),
+        cmocka_unit_test(test_text_is_one_line),
         cmocka_unit_test(test_no_error_structure),
         cmocka_unit_test(test_first_place_stays),
         cmocka_unit_test(test_every_status_has_its_name),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* JSON from strangers: what is refused and why; JSON for people: what is printed. */
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -126,6 +127,72 @@ static void test_number_of_nodes_is_bounded(void **state)
     free(text);
 }
 
+static size_t held, most_held;
+
+static void *counted_malloc(size_t size)
+{
+    void *block = malloc(size);
+    held += malloc_usable_size(block) + 8;
+    if (held > most_held)
+        most_held = held;
+    return block;
+}
+
+static void counted_free(void *block)
+{
+    if (block)
+        held -= malloc_usable_size(block) + 8;
+    free(block);
+}
+
+/* `unit` after `unit`, as many as the bounds let through; its K becomes a string of its own. */
+static char *repeated(const char *unit, char open, char close, size_t nodes_each, size_t *size)
+{
+    char *text = malloc(JSON_MAX_BYTES), key[24];
+    size_t n = 0, nodes = 1 + nodes_each;
+    assert_non_null(text);
+    text[n++] = open;
+    for (size_t i = 0; n + 40 < JSON_MAX_BYTES && nodes < JSON_MAX_NODES; i++) {
+        if (i)
+            text[n++] = ',';
+        snprintf(key, sizeof key, "\"%zx\"", i);
+        for (const char *c = unit; *c; c++) {
+            if (*c == 'K')
+                n += (size_t)snprintf(text + n, sizeof key, "%s", key);
+            else
+                text[n++] = *c;
+        }
+        nodes += nodes_each;
+    }
+    text[n++] = close;
+    *size = n;
+    return text;
+}
+
+/* The worst that was found: many small objects with keys. */
+static void test_memory_is_bounded(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *unit, *ends;
+        size_t nodes;
+    } cases[] = {{"K:{}", "{}", 2}, {"{K:0}", "[]", 2}};
+    json_set_alloc_funcs(counted_malloc, counted_free);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t size;
+        char *text =
+            repeated(cases[i].unit, cases[i].ends[0], cases[i].ends[1], cases[i].nodes, &size);
+        most_held = 0;
+        assert_int_equal(parse(text, size, NULL), DM_OK);
+        assert_int_equal(held, 0);
+        assert_true(most_held > 10e6); /* it was counted */
+        if (most_held >= 200e6)
+            fail_msg("'%s' takes %zu bytes of memory", cases[i].unit, most_held);
+        free(text);
+    }
+    json_set_alloc_funcs(malloc, free);
+}
+
 static void test_size_is_bounded(void **state)
 {
     (void)state;
@@ -227,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_malformed_text_is_refused),
         cmocka_unit_test(test_depth_is_bounded),
         cmocka_unit_test(test_number_of_nodes_is_bounded),
+        cmocka_unit_test(test_memory_is_bounded),
         cmocka_unit_test(test_size_is_bounded),
         cmocka_unit_test(test_file),
         cmocka_unit_test(test_layout),

@@ -189,6 +189,34 @@ static void test_where_nothing_can_be_written(void **state)
     assert_int_equal(entries(NULL, 0), 0);
 }
 
+static void test_devices_and_pipes_stay(void **state)
+{
+    (void)state;
+    struct stat info;
+    char target[160];
+    snprintf(target, sizeof target, "%s.pipe", path);
+    assert_int_equal(mkfifo(target, 0600), 0);
+    cannot_open(target, "a device or a pipe", "path of a file");
+    assert_int_equal(symlink(target, path), 0);
+    cannot_open(path, "a device or a pipe", "path of a file");
+    unlink(path);
+    assert_int_equal(symlink("/dev/null", path), 0);
+    cannot_open(path, "a device or a pipe", "path of a file");
+    assert_int_equal(lstat(target, &info), 0);
+    assert_true(S_ISFIFO(info.st_mode));
+    unlink(target);
+    unlink(path);
+    /* A link to a file is replaced; what it points to, perhaps shared or archived, is not. */
+    assert_int_equal(output_write_all(target, "old", 3, NULL), DM_OK);
+    assert_int_equal(symlink(target, path), 0);
+    assert_int_equal(output_write_all(path, "new", 3, NULL), DM_OK);
+    holds(path, "new");
+    holds(target, "old");
+    unlink(target);
+    unlink(path);
+    assert_int_equal(entries(NULL, 0), 0);
+}
+
 static void test_names_as_long_as_the_file_system_takes(void **state)
 {
     (void)state;
@@ -369,6 +397,7 @@ int main(void)
         cmocka_unit_test(test_threads_may_write_one_name),
         cmocka_unit_test(test_a_relative_name),
         cmocka_unit_test(test_where_nothing_can_be_written),
+        cmocka_unit_test(test_devices_and_pipes_stay),
         cmocka_unit_test(test_names_as_long_as_the_file_system_takes),
         cmocka_unit_test(test_read_only_folder),
         cmocka_unit_test(test_file_size_limit),
