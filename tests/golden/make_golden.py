@@ -54,81 +54,39 @@ class Layers(nn.Module):
 
 def generator(seed, **config):
     """Return a tiny random generator."""
-    return randomise(Generator(GeneratorConfig(**{"channels": TINY, **config})), seed)
+    return randomise(Generator(GeneratorConfig(**{"channels": TINY} | config)), seed)
 
 
 def cases():
-    """Yield name, module, volume size, tile, overlap, blend, graph options, storage."""
+    """Yield name, module, (volume size, tile, overlap, blend), graph options, storage."""
     none = {"final": "none"}
-    yield "batch-gaussian", generator(1, **none), (20, 17, 13), (16,) * 3, 0.5, "gaussian", {}, SAME
-    yield "batch-constant", generator(2), (19, 16, 23), (16,) * 3, 0.25, "constant", {}, SAME
-    yield "batch-small", generator(3, **none), (11, 1, 20), (16,) * 3, 0.5, "gaussian", {}, SAME
-    yield (
-        "batch-large-tile",
-        generator(4, **none),
-        (20, 25, 9),
-        (24, 20, 12),
-        0.0,
-        "constant",
-        {},
-        SAME,
-    )
-    yield (
-        "instance",
-        generator(5, norm="instance", **none),
-        (17, 18, 12),
-        (16,) * 3,
-        0.25,
-        "constant",
-        {},
-        SAME,
-    )
-    yield (
-        "group",
-        generator(6, norm="group", groups=2, **none),
-        (16, 12, 19),
-        (16,) * 3,
-        0.75,
-        "gaussian",
-        {},
-        SAME,
-    )
-    yield (
-        "dilated",
-        generator(7, kernel=4, dilation=2, **none),
-        (18, 16, 17),
-        (16,) * 3,
-        0.5,
-        "gaussian",
-        {},
-        SAME,
-    )
-    yield (
-        "strided",
-        generator(8, resample_kernel=(4, 4), **none),
-        (16, 20, 13),
-        (16,) * 3,
-        0.5,
-        "constant",
-        {},
-        SAME,
-    )
-    yield "layers", randomise(Layers(), 9), (18, 14, 20), (16, 12, 20), 0.5, "gaussian", {}, SAME
-    lps = ((0, 1, 2), (1, 1, 0))
-    yield "stored-lps", generator(10, **none), (20, 18, 14), (16,) * 3, 0.5, "gaussian", {}, lps
-    sagittal = ((1, 2, 0), (0, 1, 1))
+    cube, large = (16, 16, 16), (24, 20, 12)
+    gauss, flat = "gaussian", "constant"
+
+    def plain(name, module, *window):
+        return name, module, window, {}, SAME
+
+    def tiny(seed, **config):
+        return generator(seed, **none, **config)
+
+    yield plain("batch-gaussian", tiny(1), (20, 17, 13), cube, 0.5, gauss)
+    yield plain("batch-constant", generator(2), (19, 16, 23), cube, 0.25, flat)
+    yield plain("batch-small", tiny(3), (11, 1, 20), cube, 0.5, gauss)
+    yield plain("batch-large-tile", tiny(4), (20, 25, 9), large, 0.0, flat)
+    yield plain("instance", tiny(5, norm="instance"), (17, 18, 12), cube, 0.25, flat)
+    yield plain("group", tiny(6, norm="group", groups=2), (16, 12, 19), cube, 0.75, gauss)
+    yield plain("dilated", tiny(7, kernel=4, dilation=2), (18, 16, 17), cube, 0.5, gauss)
+    yield plain("strided", tiny(8, resample_kernel=(4, 4)), (16, 20, 13), cube, 0.5, flat)
+    yield plain("layers", randomise(Layers(), 9), (18, 14, 20), (16, 12, 20), 0.5, gauss)
+    # Large enough that a convolution is computed in several pieces.
+    wide = tiny(13, channels=(8, 8))
+    yield plain("pieces", wide, (20, 17, 33), (32, 32, 32), 0.0, flat)
+
+    lps, sagittal = ((0, 1, 2), (1, 1, 0)), ((1, 2, 0), (0, 1, 1))
     zyx = {"spatial_axes": "zyx"}
-    yield "axes-zyx", generator(11, **none), (20, 17, 14), (16, 20, 12), 0.5, "gaussian", zyx, SAME
-    yield (
-        "axes-zyx-sagittal",
-        generator(12, **none),
-        (17, 20, 14),
-        (16,) * 3,
-        0.25,
-        "constant",
-        zyx,
-        sagittal,
-    )
+    yield "stored-lps", tiny(10), ((20, 18, 14), cube, 0.5, gauss), {}, lps
+    yield "axes-zyx", tiny(11), ((20, 17, 14), (16, 20, 12), 0.5, gauss), zyx, SAME
+    yield "axes-zyx-sagittal", tiny(12), ((17, 20, 14), cube, 0.25, flat), zyx, sagittal
 
 
 def ends_in_relu(module):
@@ -138,7 +96,7 @@ def ends_in_relu(module):
 
 def main():
     """Write all cases."""
-    for name, module, shape, tile, overlap, blend, graph_options, storage in cases():
+    for name, module, (shape, tile, overlap, blend), graph_options, storage in cases():
         folder = HERE / name
         folder.mkdir(exist_ok=True)
         volume = uptake(shape, seed=len(name))
