@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CPU's network on optimised plans of random graphs, against the interpreter on plain ones:
+ * what plan and executor each take for granted of the other. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "compare.h"
+#include "plan_case.h"
+#include "plan_interpreter.h"
+#include "predict/cpu/network.h"
+#include "random_graph.h"
+
+#define NETWORKS 250
+
+static bool agrees(plan *p, const float *input, const float *reference, size_t n, double tolerance)
+{
+    network *net = NULL;
+    worker *w = NULL;
+    dm_error err = {0};
+    if (network_create(p, &net, &err) != DM_OK || worker_create(net, &w, &err) != DM_OK)
+        fail_msg("%s", err.what);
+    memset(worker_arena(w), 0xff, p->arena_bytes);
+    tensor_fill(&p->tensors[p->input], worker_arena(w), input);
+    assert_int_equal(worker_run(w, &err), DM_OK);
+    double largest = 0;
+    for (size_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs((double)reference[i]));
+    bool close = arrays_close(worker_output(w), n, reference, n, tolerance * largest, tolerance);
+    worker_free(w);
+    network_free(net);
+    return close;
+}
+
+static void compare_networks(element_type type, double tolerance)
+{
+    static graph_builder b;
+    worker_thread_init();
+    for (uint32_t seed = 1000; seed < 1000 + NETWORKS; seed++) {
+        random_graph(&b, seed);
+        plan *plain = build(&b, (plan_case){.plain = true});
+        const plan_tensor *in = &plain->tensors[plain->input];
+        const plan_tensor *out = &plain->tensors[plain->output];
+        size_t n_in = tensor_voxels(in) * in->channels, n = tensor_voxels(out) * out->channels;
+        float *input = malloc(n_in * sizeof *input), *reference = malloc(n * sizeof *reference);
+        for (size_t i = 0; i < n_in; i++)
+            input[i] = build_uniform(&b, -1, 1);
+        interpret_plan(plain, input, reference);
+        for (unsigned views = 0; views < 4; views++) {
+            plan *p = build(&b, (plan_case){.type = type, .reads = views & 1, .writes = views & 2});
+            if (!agrees(p, input, reference, n, tolerance))
+                fail_msg("network %u, views %u", seed, views);
+            plan_free(p);
+        }
+        free(input);
+        free(reference);
+        plan_free(plain);
+        build_end(&b);
+    }
+}
+
+static void test_float32(void **state)
+{
+    (void)state;
+    compare_networks(ELEMENT_F32, 1e-4);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    if (!network_supports(DM_PRECISION_BF16))
+        skip();
+    compare_networks(ELEMENT_BF16, 0.1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_float32),
+        cmocka_unit_test(test_bf16),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
