@@ -54,6 +54,13 @@ dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
 /* ---- Doctor -----------------------------------------------------------------------------------
  */
 
+/* Paths may be any bytes; JSON wants UTF-8. */
+static json_t *string_or_null(const char *value)
+{
+    json_t *string = value ? json_string(value) : NULL;
+    return string ? string : json_null();
+}
+
 static json_t *library_facts(void)
 {
     return json_pack("{s:s, s:s, s:s, s:s}", "network", network_library(), "compression",
@@ -84,10 +91,10 @@ static json_t *model_facts(void)
     model_places(places);
     for (int i = 0; i < 3; i++)
         if (places[i])
-            json_array_append_new(searched, json_string(places[i]));
+            json_array_append_new(searched, string_or_null(places[i]));
     bool found = dm_default_model_path(path, sizeof path, &err) == DM_OK;
-    return json_pack("{s:o, s:o, s:o}", "default", found ? json_string(path) : json_null(),
-                     "searched", searched, "problem", found ? json_null() : json_string(err.what));
+    return json_pack("{s:o, s:o, s:o}", "default", string_or_null(found ? path : NULL), "searched",
+                     searched, "problem", string_or_null(found ? NULL : err.what));
 }
 
 static json_t *doctor_facts(void)
@@ -97,7 +104,7 @@ static json_t *doctor_facts(void)
     bool cuda = backend_select("cuda", &chosen, &err) == DM_OK;
     return json_pack("{s:s, s:o, s:o, s:{s:b, s:o}, s:o}", "version", dm_version(), "libraries",
                      library_facts(), "cpu", cpu_facts(), "cuda", "usable", (int)cuda, "problem",
-                     cuda ? json_null() : json_string(err.what), "model", model_facts());
+                     string_or_null(cuda ? NULL : err.what), "model", model_facts());
 }
 
 static const char *member(const json_t *object, const char *key)
@@ -115,7 +122,7 @@ static void print_list(FILE *out, const char *title, const json_t *list)
     fprintf(out, "%s", title);
     json_array_foreach(list, i, value)
     {
-        fprintf(out, "%s%s", comma, json_string_value(value));
+        fprintf(out, "%s%s", comma, json_is_string(value) ? json_string_value(value) : "?");
         comma = ", ";
     }
     json_object_foreach((json_t *)(uintptr_t)list, key, value)

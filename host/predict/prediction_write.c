@@ -98,10 +98,10 @@ static dm_status append_file(json_t *list, const char *role, const char *key, co
     dm_status status = file_checksum(path, hex, err);
     if (status != DM_OK)
         return status;
-    json_t *entry = json_pack("{s:s, s:s}", "Role", role, "XXH64", hex);
     json_t *text = json_string(name);
-    if (!entry || json_object_set_new(entry, key, text ? text : json_null()) != 0 ||
-        json_array_append_new(list, entry) != 0)
+    json_t *entry =
+        json_pack("{s:s, s:o, s:s}", "Role", role, key, text ? text : json_null(), "XXH64", hex);
+    if (!entry || json_array_append_new(list, entry) != 0)
         return no_memory(err);
     return DM_OK;
 }

@@ -303,9 +303,12 @@ static dm_status check_pet(const dm_predictor *p, const dm_volume *pet, const dm
 {
     char reason[256];
     size_t bytes, ijk[3];
-    if (!pet || !pet->data || !grid_float_bytes(&pet->grid, &bytes))
-        return error_set(err, DM_ERROR_VALUE, NULL, "give a volume with voxels",
-                         "the PET has no voxels");
+    if (!pet || !pet->data)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give a volume", "there is no PET");
+    if (!grid_float_bytes(&pet->grid, &bytes))
+        return error_set(err, DM_ERROR_VALUE, NULL, "give a volume with voxels that fit in memory",
+                         "the PET has %zu x %zu x %zu voxels", pet->grid.dim[0], pet->grid.dim[1],
+                         pet->grid.dim[2]);
     if (labels && !dm_grid_equal(&pet->grid, dm_labels_grid(labels), reason, sizeof reason))
         return error_set(err, DM_ERROR_VALUE, NULL,
                          "bring the labels onto the PET's grid with --resample-labels",

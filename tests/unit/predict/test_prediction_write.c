@@ -197,6 +197,50 @@ static void test_everything_is_written(void **state)
     dm_prediction_free(prediction);
 }
 
+/* A PET.nii like another, with a comment as header extension. */
+static void write_with_extension(const char *plain, const char *extended)
+{
+    static uint8_t bytes[8192];
+    FILE *file = fopen(plain, "rb");
+    assert_non_null(file);
+    size_t size = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    assert_true(size > 352 && size < sizeof bytes);
+    const float offset = 352 + 32;
+    const uint8_t flag[4] = {1}, extension[32] = {32, 0, 0, 0, 6, 0, 0, 0, 'h', 'i'};
+    memcpy(bytes + 108, &offset, sizeof offset); /* vox_offset */
+    file = fopen(extended, "wb");
+    assert_non_null(file);
+    fwrite(bytes, 1, 348, file);
+    fwrite(flag, 1, 4, file);
+    fwrite(extension, 1, 32, file);
+    fwrite(bytes + 352, 1, size - 352, file);
+    fclose(file);
+}
+
+static void test_header_extensions_are_mentioned(void **state)
+{
+    const place *p = *state;
+    dm_error err = {0};
+    dm_volume *pet = NULL;
+    dm_predict_options options = plain_options();
+    no_error(dm_volume_write(p->pet, in(p, "plain.nii"), 1, &err), &err);
+    write_with_extension(in(p, "plain.nii"), in(p, "extended.nii"));
+    for (int extended = 0; extended < 2; extended++) {
+        no_error(dm_volume_read(in(p, extended ? "extended.nii" : "plain.nii"), &pet, &err), &err);
+        dm_prediction *prediction = predict(p->model, &options, pet, NULL);
+        json_t *root = json_loads(dm_prediction_provenance_json(prediction), 0, NULL);
+        const char *said = json_string_value(json_object_get(root, "HeaderExtensions"));
+        if (extended)
+            assert_string_equal(said, "not copied");
+        else
+            assert_null(said);
+        json_decref(root);
+        dm_prediction_free(prediction);
+        dm_volume_free(pet);
+    }
+}
+
 static void test_a_folder_of_masks_is_listed(void **state)
 {
     const place *p = *state;
@@ -332,6 +376,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_names),
                                        IN_FOLDER(test_everything_is_written),
+                                       IN_FOLDER(test_header_extensions_are_mentioned),
                                        IN_FOLDER(test_a_folder_of_masks_is_listed),
                                        IN_FOLDER(test_is_complete),
                                        IN_FOLDER(test_again_without_labels),

@@ -192,6 +192,25 @@ static void test_voxels_that_are_no_numbers(void **state)
     dm_model_free(model);
 }
 
+static void test_grids(void **state)
+{
+    (void)state;
+    dm_model *model = identity_model(8);
+    dm_volume *pet = make_pet(9, 8, 7);
+    dm_predict_options o = plain_options();
+    dm_volume flat = *pet, empty = *pet, absent = *pet, huge = *pet;
+    memset(flat.grid.affine, 0, sizeof flat.grid.affine);
+    refuse_run(model, &o, &flat, DM_ERROR_VALUE, "degenerate", "orientation");
+    empty.grid.dim[1] = 0;
+    refuse_run(model, &o, &empty, DM_ERROR_VALUE, "9 x 0 x 7", "voxels");
+    absent.data = NULL;
+    refuse_run(model, &o, &absent, DM_ERROR_VALUE, "no PET", "volume");
+    huge.grid.dim[1] = SIZE_MAX / 2;
+    refuse_run(model, &o, &huge, DM_ERROR_VALUE, "9 x 9223372036854775807 x 7", "memory");
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
 static void test_network_overflow(void **state)
 {
     (void)state;
@@ -252,6 +271,7 @@ int main(void)
                                        cmocka_unit_test(test_tile_statistics),
                                        cmocka_unit_test(test_models),
                                        cmocka_unit_test(test_voxels_that_are_no_numbers),
+                                       cmocka_unit_test(test_grids),
                                        cmocka_unit_test(test_network_overflow),
                                        cmocka_unit_test(test_transforms_without_a_value)};
     return cmocka_run_group_tests(tests, NULL, NULL);
