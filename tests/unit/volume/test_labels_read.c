@@ -367,7 +367,7 @@ static void test_folders_that_cannot_be(void **state)
     read_bad(masks, NULL, DM_ERROR_FORMAT, in_folder("masks/kidney.nii"), "not a NIfTI");
     unlink(in_folder("masks/kidney.nii"));
     assert_int_equal(mkdir(in_folder("masks/sub.nii"), 0777), 0);
-    read_bad(masks, NULL, DM_ERROR_IO, in_folder("masks/sub.nii"), "irectory");
+    read_bad(masks, NULL, DM_ERROR_IO, in_folder("masks/sub.nii"), "it is a folder");
     rmdir(in_folder("masks/sub.nii"));
     assert_int_equal(symlink("nowhere", in_folder("masks/link.nii")), 0);
     read_bad(masks, NULL, DM_ERROR_IO, in_folder("masks/link.nii"), "No such file");
