@@ -156,7 +156,7 @@ static dm_status write_chunks(gzip_job *job, output_file *file, dm_error *err)
 static dm_status run_compressors(gzip_job *job, output_file *file, unsigned threads, dm_error *err)
 {
     unsigned started = 0;
-    pthread_t *ids = calloc(threads, sizeof *ids);
+    pthread_t *ids = calloc(threads > 0 ? threads : 1, sizeof *ids);
     if (!ids)
         return error_memory(err, threads * sizeof *ids, "compressing the output");
     pthread_mutex_init(&job->lock, NULL);

@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-dm_status error_set(dm_error *err, dm_status status, const char *where, const char *remedy,
-                    const char *format, ...)
+int error_fill(dm_error *err, dm_status status, const char *where, const char *remedy,
+               const char *format, ...)
 {
     if (!err)
-        return status;
+        return 0;
     err->status = status;
     snprintf(err->where, sizeof err->where, "%s", where ? where : "");
     snprintf(err->remedy, sizeof err->remedy, "%s", remedy ? remedy : "");
@@ -18,13 +18,7 @@ dm_status error_set(dm_error *err, dm_status status, const char *where, const ch
     va_start(args, format);
     vsnprintf(err->what, sizeof err->what, format, args);
     va_end(args);
-    return status;
-}
-
-dm_status error_memory(dm_error *err, size_t bytes, const char *what)
-{
-    return error_set(err, DM_ERROR_MEMORY, NULL, "free memory, or use a machine with more",
-                     "no memory for %s (%zu bytes)", what, bytes);
+    return 0;
 }
 
 void error_at(dm_error *err, const char *where)

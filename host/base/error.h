@@ -6,12 +6,24 @@
 #include "dosemap.h"
 
 /* where: file (and place in it) or NULL; remedy: what to do, or NULL; format: what is wrong, with
- * the value. err may be NULL. Returns status. */
-dm_status error_set(dm_error *err, dm_status status, const char *where, const char *remedy,
-                    const char *format, ...) __attribute__((format(printf, 5, 6)));
+ * the value. err may be NULL. Is the status itself, visible to a static analyser as such. */
+#define error_set(err, status, ...) error_status((status), error_fill((err), (status), __VA_ARGS__))
+
+int error_fill(dm_error *err, dm_status status, const char *where, const char *remedy,
+               const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+static inline dm_status error_status(dm_status status, int filled)
+{
+    (void)filled;
+    return status;
+}
 
 /* DM_ERROR_MEMORY with the number of bytes wanted and what for. */
-dm_status error_memory(dm_error *err, size_t bytes, const char *what);
+static inline dm_status error_memory(dm_error *err, size_t bytes, const char *what)
+{
+    return error_set(err, DM_ERROR_MEMORY, NULL, "free memory, or use a machine with more",
+                     "no memory for %s (%zu bytes)", what, bytes);
+}
 
 /* Fills `where` if it is still empty: for callers that know the file that a lower layer did not. */
 void error_at(dm_error *err, const char *where);

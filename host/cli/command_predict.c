@@ -319,15 +319,12 @@ static int predict_all(cohort_job *cohort, const string_list *pets, progress_bar
 
 static char *join_arguments(int argc, char **argv)
 {
-    size_t size = 1;
+    size_t size = 1, used = 0;
     for (int i = 0; i < argc; i++)
         size += strlen(argv[i]) + 1;
     char *line = calloc(size, 1);
-    for (int i = 0; line && i < argc; i++) {
-        strcat(line, argv[i]);
-        if (i + 1 < argc)
-            strcat(line, " ");
-    }
+    for (int i = 0; line && i < argc; i++)
+        used += (size_t)snprintf(line + used, size - used, "%s%s", i ? " " : "", argv[i]);
     return line;
 }
 

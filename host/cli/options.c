@@ -108,7 +108,7 @@ static int store(const command *cmd, const option_spec *spec, const char *text, 
 static size_t make_getopt_tables(const command *cmd, struct option *longs, char *shorts)
 {
     size_t n = 0, s = 0;
-    for (; cmd->options[n].name && n < MAX_OPTIONS; n++) {
+    for (; n < MAX_OPTIONS && cmd->options[n].name; n++) {
         const option_spec *spec = &cmd->options[n];
         int has_argument = spec->kind == OPTION_FLAG ? no_argument : required_argument;
         longs[n] = (struct option){spec->name, has_argument, NULL, LONG_BASE + (int)n};

@@ -16,7 +16,8 @@ void pet_args_init(pet_args *args);
 /* Options override what the sidecar said. */
 dm_status pet_args_apply(const pet_args *args, dm_pet_info *info, dm_error *err);
 
-#define PET_OPTION(type, member, field) offsetof(type, member.field)
+/* `member` is a pet_args of the options struct `type`. */
+#define PET_OPTION(type, member, field) (offsetof(type, member) + offsetof(pet_args, field))
 /* clang-format off */
 #define PET_OPTIONS(type, member) \
     {"units", 0, OPTION_STRING, PET_OPTION(type, member, units), "suv|bqml|kbqml", "unit of the PET's values", 0, 0, "Quantification (override the PET's sidecar)"}, \

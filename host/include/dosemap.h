@@ -11,8 +11,8 @@
  *             with dm_string_free; `const char *` belong to the object they came from.
  *   Threads   Different objects may be used by different threads at the same time. One object may
  *             be read (const) by many threads; everything else on it is one thread at a time.
- *   Volumes   x is the fastest axis, as in NIfTI: voxel (i, j, k) is data[i + dim[0]*(j + dim[1]*k)].
- *   Unknown   A double that is not known is NAN, never 0.
+ *   Volumes   x is the fastest axis, as in NIfTI: voxel (i, j, k) is data[i + dim[0]*(j +
+ * dim[1]*k)]. Unknown   A double that is not known is NAN, never 0.
  */
 #ifndef DOSEMAP_H
 #define DOSEMAP_H
@@ -31,7 +31,8 @@ extern "C" {
 #define DM_API
 #endif
 
-/* ---- Status and errors ------------------------------------------------------------------------ */
+/* ---- Status and errors ------------------------------------------------------------------------
+ */
 
 /* The numbers never change; the gaps are for later kinds. */
 typedef enum dm_status {
@@ -67,10 +68,12 @@ DM_API void dm_remove_partial_files(void);
 /* "1.2.3" of the running library. Static. */
 DM_API const char *dm_version(void);
 
-/* ---- Volumes ---------------------------------------------------------------------------------- */
+/* ---- Volumes ----------------------------------------------------------------------------------
+ */
 
 /* Where voxels lie. `affine` takes a voxel index (i, j, k, 1) to millimetres in RAS space, as the
- * file's sform (or else its qform, or else its pixel sizes) says; spacing_mm are its column norms. */
+ * file's sform (or else its qform, or else its pixel sizes) says; spacing_mm are its column norms.
+ */
 typedef struct dm_grid {
     size_t dim[3];
     double spacing_mm[3];
@@ -121,7 +124,8 @@ DM_API dm_status dm_volume_write(const dm_volume *volume, const char *path, unsi
 /* True if every voxel is finite; otherwise `ijk` (may be NULL) is the first that is not. */
 DM_API bool dm_volume_all_finite(const dm_volume *volume, size_t ijk[3]);
 
-/* ---- PET quantification ----------------------------------------------------------------------- */
+/* ---- PET quantification -----------------------------------------------------------------------
+ */
 
 typedef enum dm_units {
     DM_UNITS_UNKNOWN = 0,
@@ -135,13 +139,14 @@ typedef enum dm_decay {
     DM_DECAY_UNKNOWN = 0,
     DM_DECAY_INJECTION = 1, /* DICOM ADMIN */
     DM_DECAY_START = 2,     /* start of the series */
-    DM_DECAY_NONE = 3       /* not corrected: as at the frame's own mid-time, taken as scan_time_s */
+    DM_DECAY_NONE = 3 /* not corrected: as at the frame's own mid-time, taken as scan_time_s */
 } dm_decay;
 
 /* What a model's input or output means physically. */
 typedef enum dm_quantity {
     DM_QUANTITY_UNKNOWN = 0,
-    DM_QUANTITY_UPTAKE = 1, /* SUV normalised to 78.7 kg: Bq/mL / injected Bq * 78700 g; what dose scales with */
+    DM_QUANTITY_UPTAKE =
+        1, /* SUV normalised to 78.7 kg: Bq/mL / injected Bq * 78700 g; what dose scales with */
     DM_QUANTITY_SUV = 2,
     DM_QUANTITY_HU = 3,
     DM_QUANTITY_DOSE_PER_ACTIVITY = 4 /* Gy per GBq administered */
@@ -156,14 +161,14 @@ typedef struct dm_pet_info {
     dm_units units;
     dm_decay decay;
     double body_weight_kg;
-    double injected_mbq;     /* at injection_time_s */
-    double residual_mbq;     /* left in the syringe, at injection_time_s; NAN counts as none */
-    double half_life_s;      /* of the PET nuclide */
+    double injected_mbq; /* at injection_time_s */
+    double residual_mbq; /* left in the syringe, at injection_time_s; NAN counts as none */
+    double half_life_s;  /* of the PET nuclide */
     double injection_time_s;
-    double scan_time_s;      /* start of the series; for DM_DECAY_NONE the time the voxels refer to */
-    char radionuclide[16];   /* as in "Ga68"; empty if unknown */
+    double scan_time_s;    /* start of the series; for DM_DECAY_NONE the time the voxels refer to */
+    char radionuclide[16]; /* as in "Ga68"; empty if unknown */
     char tracer[64];
-    char sidecar[512];       /* the sidecar that was read; empty if none */
+    char sidecar[512]; /* the sidecar that was read; empty if none */
 } dm_pet_info;
 
 /* Everything unknown. */
@@ -175,15 +180,14 @@ DM_API void dm_pet_info_init(dm_pet_info *info);
  *   Injection   TimeZero + InjectionStart, else RadiopharmaceuticalStart(Date)Time.
  *   Scan        TimeZero + ScanStart, else SeriesTime unless it is after AcquisitionTime, else
  *               AcquisitionTime. dcm2niix takes AcquisitionTime from one slice: of a PET in several
- *               bed positions it may not be the series' start. Not decay-corrected: the frame's start
- *               (TimeZero + FrameTimesStart) plus half of FrameDuration.
- *   Decay       DecayCorrection, else ImageDecayCorrected with ImageDecayCorrectionTime; an image
- *               corrected to another time than the injection is DM_DECAY_START with that time.
- *   Activity    InjectedRadioactivity in its unit, else RadionuclideTotalDose in Bq (in MBq where
- *               Modality is NM, as DICOM has it).
- *   Half-life   RadionuclideHalfLife, else that of TracerRadionuclide.
- *   Weight      BodyWeight, else PatientWeight, in kg.
- * Errors: FORMAT (not JSON), VALUE (a value of the wrong type, negative, or an unknown word). */
+ *               bed positions it may not be the series' start. Not decay-corrected: the frame's
+ * start (TimeZero + FrameTimesStart) plus half of FrameDuration. Decay       DecayCorrection, else
+ * ImageDecayCorrected with ImageDecayCorrectionTime; an image corrected to another time than the
+ * injection is DM_DECAY_START with that time. Activity    InjectedRadioactivity in its unit, else
+ * RadionuclideTotalDose in Bq (in MBq where Modality is NM, as DICOM has it). Half-life
+ * RadionuclideHalfLife, else that of TracerRadionuclide. Weight      BodyWeight, else
+ * PatientWeight, in kg. Errors: FORMAT (not JSON), VALUE (a value of the wrong type, negative, or
+ * an unknown word). */
 DM_API dm_status dm_pet_info_read(const char *pet_path, dm_pet_info *info, dm_error *err);
 
 /* "13:06:28.148", "2018-11-15T09:22:00", "3600" or "3600s" to seconds. Times of day are seconds
@@ -199,12 +203,13 @@ DM_API double dm_half_life_s(const char *radionuclide);
  * With m = weight (g), A = injected activity decayed to the image's reference time (Bq):
  * SUV = C*m/A, uptake = C*78700/A = SUV*78.7/weight. Fails with DM_ERROR_VALUE naming the missing
  * value and the command-line option that gives it; nothing is ever guessed. Values that cannot be
- * right fail too: a weight outside 1 to 500 kg, an activity outside 1 kBq to 1 TBq (a wrong unit), a
- * scan before the injection or more than 7 half-lives after it (a wrong time). */
+ * right fail too: a weight outside 1 to 500 kg, an activity outside 1 kBq to 1 TBq (a wrong unit),
+ * a scan before the injection or more than 7 half-lives after it (a wrong time). */
 DM_API dm_status dm_pet_factor(const dm_pet_info *info, dm_quantity quantity, double *factor,
                                dm_error *err);
 
-/* ---- Labels ----------------------------------------------------------------------------------- */
+/* ---- Labels -----------------------------------------------------------------------------------
+ */
 
 /* Named structures on a grid; they may overlap. */
 typedef struct dm_labels dm_labels;
@@ -232,13 +237,15 @@ DM_API size_t dm_labels_voxels(const dm_labels *labels, size_t index);
 DM_API dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid,
                                     dm_labels **resampled, dm_error *err);
 
-/* ---- Dose-volume histograms ------------------------------------------------------------------- */
+/* ---- Dose-volume histograms -------------------------------------------------------------------
+ */
 
 /* Dose unit: Gy, or Gy/GBq where the map is per administered activity. Dx: lowest dose of the
- * hottest x % of the volume, by linear interpolation of the exact sorted volume curve: the hottest k
- * of n voxels receive at least the kth highest dose, which is Dx for x = 100 k/n; linear in between,
- * and the maximum for x < 100/n. D2cc: of the hottest 2 cm3, NAN for smaller structures. A structure
- * without voxels has no bins and NAN everywhere. Negative doses count to the first bin. */
+ * hottest x % of the volume, by linear interpolation of the exact sorted volume curve: the hottest
+ * k of n voxels receive at least the kth highest dose, which is Dx for x = 100 k/n; linear in
+ * between, and the maximum for x < 100/n. D2cc: of the hottest 2 cm3, NAN for smaller structures. A
+ * structure without voxels has no bins and NAN everywhere. Negative doses count to the first bin.
+ */
 typedef struct dm_structure_dose {
     const char *name;
     int32_t id;
@@ -246,12 +253,12 @@ typedef struct dm_structure_dose {
     double volume_cm3;
     double mean, minimum, maximum;
     double d2, d50, d95, d98, d2cc;
-    const double *v_percent;    /* volume (%) that receives at least each threshold asked for, which
-                                   is rounded to float32 as the doses are */
-    size_t bins;                /* dose bins of `bin_width`, from 0; the last one holds the maximum */
-    double bin_width;           /* min(0.01, maximum/1000); 0.01 where the maximum is 0; above a
-                                   maximum of 1000 maximum/100000, so that the bins stay few */
-    const uint64_t *histogram;  /* differential: voxels in [b*bin_width, (b+1)*bin_width) */
+    const double *v_percent; /* volume (%) that receives at least each threshold asked for, which
+                                is rounded to float32 as the doses are */
+    size_t bins;             /* dose bins of `bin_width`, from 0; the last one holds the maximum */
+    double bin_width;        /* min(0.01, maximum/1000); 0.01 where the maximum is 0; above a
+                                maximum of 1000 maximum/100000, so that the bins stay few */
+    const uint64_t *histogram; /* differential: voxels in [b*bin_width, (b+1)*bin_width) */
 } dm_structure_dose;
 
 typedef struct dm_dvh dm_dvh;
@@ -259,8 +266,8 @@ typedef struct dm_dvh dm_dvh;
 typedef struct dm_dvh_options {
     const double *v_thresholds; /* doses for Vx, in the map's unit; NULL for none */
     size_t n_v_thresholds;
-    bool per_activity;          /* the map is Gy/GBq instead of Gy */
-    unsigned threads;           /* 0: all cores */
+    bool per_activity; /* the map is Gy/GBq instead of Gy */
+    unsigned threads;  /* 0: all cores */
 } dm_dvh_options;
 
 /* The dose map and the labels must lie on the same grid (dm_grid_equal). `options` may be NULL. The
@@ -273,19 +280,22 @@ DM_API size_t dm_dvh_count(const dm_dvh *dvh);
 /* Borrowed from `dvh`; NULL where there is no such structure. */
 DM_API const dm_structure_dose *dm_dvh_structure(const dm_dvh *dvh, size_t index);
 
-/* Organ table, one row per structure: name, id, voxels, volume_cm3, then mean, min, max, d2, d50, d95,
- * d98, d2cc and each Vx, with the unit in the name: mean_gy, v20gy_percent, or mean_gy_per_gbq,
- * v0.5gy_per_gbq_percent. Undefined values are BIDS "n/a". Written whole or not at all. */
+/* Organ table, one row per structure: name, id, voxels, volume_cm3, then mean, min, max, d2, d50,
+ * d95, d98, d2cc and each Vx, with the unit in the name: mean_gy, v20gy_percent, or
+ * mean_gy_per_gbq, v0.5gy_per_gbq_percent. Undefined values are BIDS "n/a". Written whole or not at
+ * all. */
 DM_API dm_status dm_dvh_write_organs(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
 /* Cumulative curves, one row per structure and bin edge: name, id, dose_gy (or dose_gy_per_gbq),
  * volume_cm3 and volume_percent at or above that dose. The last row of a structure lies above its
  * maximum and has volume 0; more than 2000 rows are thinned evenly; a structure without voxels has
  * none. */
 DM_API dm_status dm_dvh_write_curves(const dm_dvh *dvh, const char *tsv_path, dm_error *err);
-/* Organ table as a JSON array of objects with the organ table's column names; null for undefined. */
+/* Organ table as a JSON array of objects with the organ table's column names; null for undefined.
+ */
 DM_API dm_status dm_dvh_json(const dm_dvh *dvh, char **json, dm_error *err);
 
-/* ---- Models ----------------------------------------------------------------------------------- */
+/* ---- Models -----------------------------------------------------------------------------------
+ */
 
 typedef struct dm_model dm_model;
 
@@ -315,7 +325,8 @@ DM_API dm_status dm_model_describe(const dm_model *model, const size_t tile[3],
                                    dm_precision precision, bool as_json, char **text,
                                    dm_error *err);
 
-/* ---- Prediction ------------------------------------------------------------------------------- */
+/* ---- Prediction -------------------------------------------------------------------------------
+ */
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 
@@ -326,22 +337,22 @@ typedef int (*dm_progress)(void *user, double share, const char *stage);
 #define DM_TILE_WHOLE SIZE_MAX
 
 typedef struct dm_predict_options {
-    size_t tile[3];           /* x, y, z voxels of the model grid; 0: the training patch;
-                                 DM_TILE_WHOLE: the whole volume */
-    bool force_tile;          /* allow a larger tile with InstanceNorm or GroupNorm */
-    double overlap;           /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile */
+    size_t tile[3];  /* x, y, z voxels of the model grid; 0: the training patch;
+                        DM_TILE_WHOLE: the whole volume */
+    bool force_tile; /* allow a larger tile with InstanceNorm or GroupNorm */
+    double overlap;  /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile */
     dm_blend blend;
-    double skip_air;          /* windows whose maximum, in the input quantity, lies below it are
-                                 taken as zero dose; NAN: the card's; -INFINITY: off */
+    double skip_air; /* windows whose maximum, in the input quantity, lies below it are
+                        taken as zero dose; NAN: the card's; -INFINITY: off */
     dm_precision precision;
-    const char *device;       /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
-    unsigned threads;         /* 0: OMP_NUM_THREADS, then all cores */
-    unsigned batch;           /* windows per call of the network; 0: chosen */
-    double activity_gbq;      /* therapy activity: the map is Gy; NAN: Gy/GBq */
-    bool nan_to_zero;         /* take NaN and Inf voxels as 0 instead of failing */
+    const char *device;         /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
+    unsigned threads;           /* 0: OMP_NUM_THREADS, then all cores */
+    unsigned batch;             /* windows per call of the network; 0: chosen */
+    double activity_gbq;        /* therapy activity: the map is Gy; NAN: Gy/GBq */
+    bool nan_to_zero;           /* take NaN and Inf voxels as 0 instead of failing */
     const double *v_thresholds; /* for Vx of the DVHs */
     size_t n_v_thresholds;
-    dm_progress progress;     /* may be NULL */
+    dm_progress progress; /* may be NULL */
     void *progress_user;
 } dm_predict_options;
 
@@ -357,8 +368,8 @@ DM_API void dm_predictor_free(dm_predictor *predictor);
 /* One patient's result. */
 typedef struct dm_prediction dm_prediction;
 
-/* pet: stored values; info: how to quantify them; labels: NULL or structures on the PET's grid (else
- * DM_ERROR_VALUE). The dose map lies on the PET's grid. */
+/* pet: stored values; info: how to quantify them; labels: NULL or structures on the PET's grid
+ * (else DM_ERROR_VALUE). The dose map lies on the PET's grid. */
 DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet,
                                   const dm_pet_info *info, const dm_labels *labels,
                                   dm_prediction **prediction, dm_error *err);
@@ -395,7 +406,8 @@ DM_API dm_status dm_prediction_write(const dm_prediction *prediction, const char
  * the prediction is finished. */
 DM_API bool dm_prediction_is_complete(const char *dose_path);
 
-/* ---- This installation ------------------------------------------------------------------------ */
+/* ---- This installation ------------------------------------------------------------------------
+ */
 
 /* What `dosemap doctor` prints: versions, libraries, CPU features, devices, model search path. */
 DM_API dm_status dm_doctor(bool as_json, char **text, dm_error *err);

@@ -126,12 +126,9 @@ static int column_of(char **cells, size_t n, const char *const *headings)
 static size_t split(char *line, char **cells)
 {
     size_t n = 0;
-    for (char *cell = line; cell && n < MAX_CELLS; n++) {
-        cells[n] = cell;
-        cell = strchr(cell, '\t');
-        if (cell)
-            *cell++ = '\0';
-    }
+    char *cell = line;
+    while (cell && n < MAX_CELLS)
+        cells[n++] = strsep(&cell, "\t");
     return n;
 }
 

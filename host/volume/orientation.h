@@ -15,10 +15,10 @@ typedef struct axis_map {
 } axis_map;
 
 typedef struct grid_map {
-    size_t dim[3];           /* of the model grid, x, y, z */
-    double spacing_mm[3];    /* of the model grid */
-    axis_map axis[3];        /* for model axes x, y, z */
-    bool exact;              /* no resampling: a permutation with flips */
+    size_t dim[3];        /* of the model grid, x, y, z */
+    double spacing_mm[3]; /* of the model grid */
+    axis_map axis[3];     /* for model axes x, y, z */
+    bool exact;           /* no resampling: a permutation with flips */
 } grid_map;
 
 /* orientation: three letters naming where x, y and z of the model grid point ("RAS": to the

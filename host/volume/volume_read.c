@@ -91,7 +91,8 @@ static dm_status error_truncated(const nifti_layout *layout, const char *path, u
                      "there are %llu bytes, but the header promises %llu (%zux%zux%zu voxels of %s "
                      "from byte %llu on)",
                      (unsigned long long)there,
-                     (unsigned long long)(layout->data_offset + layout->data_size),
+                     (unsigned long long)layout->data_offset +
+                         (unsigned long long)layout->data_size,
                      layout->grid.dim[0], layout->grid.dim[1], layout->grid.dim[2],
                      layout->type_name, (unsigned long long)layout->data_offset);
 }
