@@ -19,7 +19,7 @@ CARD = {"name": "t", "skip_air": None, "summary": "größer"}
 TENSORS = {
     "b": np.linspace(-2, 2, 24, dtype=np.float32).reshape(1, 2, 3, 4, 1),
     "a": np.float32(0.25),
-    "c.empty": np.zeros((0, 3), np.float32),
+    "c.one": np.full((1, 1), -3.0, np.float32),
 }
 
 
@@ -44,7 +44,7 @@ def test_bytes_depend_on_content_only():
     length = int.from_bytes(first[:8], "little")
     assert length % 8 == 0
     header = json.loads(first[8 : 8 + length])
-    assert [k for k in header if k != "__metadata__"] == ["a", "b", "c.empty"]
+    assert [k for k in header if k != "__metadata__"] == ["a", "b", "c.one"]
     assert header["b"] == {"dtype": "F32", "shape": [1, 2, 3, 4, 1], "data_offsets": [4, 100]}
 
 
@@ -64,6 +64,7 @@ def test_bf16_rounds_to_nearest_even():
         ({"x": np.float32([3.4e38])}, "BF16", "too large for BF16"),
         ({"x": np.zeros((1,) * 6)}, "F32", "6 dimensions"),
         ({"x": np.zeros(1)}, "F64", "dtype is 'F64'"),
+        ({"x": np.zeros((0, 3))}, "F32", r"shape \(0, 3\)"),
     ],
 )
 def test_refuses_to_write(tmp_path, tensors, dtype, words):

@@ -60,6 +60,8 @@ def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
 def _encode(name: str, values: np.ndarray, dtype: str) -> bytes:
     if values.ndim > 5:
         raise WeightsFileError(f"tensor {name} has {values.ndim} dimensions; at most 5 are allowed")
+    if values.size == 0:
+        raise WeightsFileError(f"tensor {name} has shape {values.shape}; no dimension may be 0")
     if not np.all(np.isfinite(values)):
         raise WeightsFileError(f"tensor {name} holds NaN or infinity; the weights are not usable")
     single = np.ascontiguousarray(values, dtype="<f4")
