@@ -140,9 +140,9 @@ dm_status output_open(const char *path, output_file **out, dm_error *err)
     }
     file->fd = open_partial(file);
     if (file->fd < 0) {
-        dm_status status = write_error(path, errno, "create it", err);
+        write_error(path, errno, "create it", err);
         output_free(file);
-        return status;
+        return DM_ERROR_IO;
     }
     *out = file;
     return DM_OK;

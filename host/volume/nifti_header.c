@@ -461,6 +461,7 @@ static void fields_of_grid(const dm_grid *grid, fields *f)
 
 static bool describes(const nifti_header_copy *header, const dm_grid *grid)
 {
+    /* NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): the very same bits are wanted. */
     return header && memcmp(&header->grid, grid, sizeof *grid) == 0;
 }
 
