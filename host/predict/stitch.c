@@ -292,7 +292,7 @@ static void finish_part(void *context, unsigned part)
 {
     const finish_job *job = context;
     const size_t *volume = job->tiling->volume;
-    float *scratch = job->scratch + part * 2 * volume[0];
+    float *scratch = job->scratch + (size_t)part * 2 * volume[0];
     size_t first_bad = SIZE_MAX;
     int outer, inner;
     loop_order(&job->sum, &outer, &inner);
@@ -322,7 +322,8 @@ dm_status stitch_finish(const tiling *tiles, strided sum, const intensity_transf
     job.first_bad = array_alloc(job.parts, sizeof *job.first_bad);
     dm_status status = DM_OK;
     if (!job.scratch || !job.first_bad) {
-        status = error_memory(err, job.parts * 2 * volume[0] * sizeof *job.scratch, "stitching");
+        status =
+            error_memory(err, (size_t)job.parts * 2 * volume[0] * sizeof *job.scratch, "stitching");
         goto done;
     }
     parallel_run(job.parts, finish_part, &job);
