@@ -69,7 +69,7 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
     return status;
 }
 
-/* ---- Printing -------------------------------------------------------------------------------- */
+/* ---- Printing ------------------------------------------------------------------------------- */
 
 typedef struct printer {
     FILE *out;

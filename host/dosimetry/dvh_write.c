@@ -56,8 +56,7 @@ static double column_value(const dm_structure_dose *s, size_t column)
     return value;
 }
 
-/* ---- Text --------------------------------------------------------------------------------------
- */
+/* ---- Text ----------------------------------------------------------------------------------- */
 
 /* A table being written. The thread uses the C locale until it is finished: a caller's decimal
  * comma must not get into a file. */
@@ -173,8 +172,7 @@ dm_status dm_dvh_write_curves(const dm_dvh *dvh, const char *tsv_path, dm_error 
     return table_publish(&t, tsv_path, err);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------
- */
+/* ---- JSON ----------------------------------------------------------------------------------- */
 
 static json_t *number_or_null(double value)
 {

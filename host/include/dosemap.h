@@ -31,8 +31,7 @@ extern "C" {
 #define DM_API
 #endif
 
-/* ---- Status and errors ------------------------------------------------------------------------
- */
+/* ---- Status and errors ---------------------------------------------------------------------- */
 
 /* The numbers never change; the gaps are for later kinds. */
 typedef enum dm_status {
@@ -68,8 +67,7 @@ DM_API void dm_remove_partial_files(void);
 /* "1.2.3" of the running library. Static. */
 DM_API const char *dm_version(void);
 
-/* ---- Volumes ----------------------------------------------------------------------------------
- */
+/* ---- Volumes -------------------------------------------------------------------------------- */
 
 /* Where voxels lie. `affine` takes a voxel index (i, j, k, 1) to millimetres in RAS space, as the
  * file's sform (or else its qform, or else its pixel sizes) says; spacing_mm are its column norms.
@@ -124,8 +122,7 @@ DM_API dm_status dm_volume_write(const dm_volume *volume, const char *path, unsi
 /* True if every voxel is finite; otherwise `ijk` (may be NULL) is the first that is not. */
 DM_API bool dm_volume_all_finite(const dm_volume *volume, size_t ijk[3]);
 
-/* ---- PET quantification -----------------------------------------------------------------------
- */
+/* ---- PET quantification --------------------------------------------------------------------- */
 
 typedef enum dm_units {
     DM_UNITS_UNKNOWN = 0,
@@ -208,8 +205,7 @@ DM_API double dm_half_life_s(const char *radionuclide);
 DM_API dm_status dm_pet_factor(const dm_pet_info *info, dm_quantity quantity, double *factor,
                                dm_error *err);
 
-/* ---- Labels -----------------------------------------------------------------------------------
- */
+/* ---- Labels --------------------------------------------------------------------------------- */
 
 /* Named structures on a grid; they may overlap. */
 typedef struct dm_labels dm_labels;
@@ -237,8 +233,7 @@ DM_API size_t dm_labels_voxels(const dm_labels *labels, size_t index);
 DM_API dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid,
                                     dm_labels **resampled, dm_error *err);
 
-/* ---- Dose-volume histograms -------------------------------------------------------------------
- */
+/* ---- Dose-volume histograms ----------------------------------------------------------------- */
 
 /* Dose unit: Gy, or Gy/GBq where the map is per administered activity. Dx: lowest dose of the
  * hottest x % of the volume, by linear interpolation of the exact sorted volume curve: the hottest
@@ -294,8 +289,7 @@ DM_API dm_status dm_dvh_write_curves(const dm_dvh *dvh, const char *tsv_path, dm
  */
 DM_API dm_status dm_dvh_json(const dm_dvh *dvh, char **json, dm_error *err);
 
-/* ---- Models -----------------------------------------------------------------------------------
- */
+/* ---- Models --------------------------------------------------------------------------------- */
 
 typedef struct dm_model dm_model;
 
@@ -325,8 +319,7 @@ DM_API dm_status dm_model_describe(const dm_model *model, const size_t tile[3],
                                    dm_precision precision, bool as_json, char **text,
                                    dm_error *err);
 
-/* ---- Prediction -------------------------------------------------------------------------------
- */
+/* ---- Prediction ----------------------------------------------------------------------------- */
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 
@@ -406,8 +399,7 @@ DM_API dm_status dm_prediction_write(const dm_prediction *prediction, const char
  * the prediction is finished. */
 DM_API bool dm_prediction_is_complete(const char *dose_path);
 
-/* ---- This installation ------------------------------------------------------------------------
- */
+/* ---- This installation ---------------------------------------------------------------------- */
 
 /* What `dosemap doctor` prints: versions, libraries, CPU features, devices, model search path. */
 DM_API dm_status dm_doctor(bool as_json, char **text, dm_error *err);

@@ -4,8 +4,8 @@
  * file (weights/FORMAT.md) and validated there once; everything behind trusts it.
  *
  * Spatial order: the JSON speaks in the network's own axes (`spatial_axes`). Loading turns every
- * kernel, stride, padding, dilation, scale, axis and shape into memory order z, y, x, so that nothing
- * behind the loader knows about it.
+ * kernel, stride, padding, dilation, scale, axis and shape into memory order z, y, x, so that
+ * nothing behind the loader knows about it.
  */
 #ifndef DOSEMAP_MODEL_GRAPH_H
 #define DOSEMAP_MODEL_GRAPH_H
@@ -57,9 +57,9 @@ typedef struct graph_value {
     bool is_weight;
     size_t rank;
     size_t shape[5];
-    size_t count;       /* elements of a weight */
-    float *data;        /* float32, owned; NULL for activations */
-    size_t channels;    /* of an activation */
+    size_t count;    /* elements of a weight */
+    float *data;     /* float32, owned; NULL for activations */
+    size_t channels; /* of an activation */
 } graph_value;
 
 typedef struct graph_node {
@@ -72,24 +72,33 @@ typedef struct graph_node {
     int kernel[3], stride[3], dilation[3];
     int pad_begin[3], pad_end[3]; /* pools and convolutions; OP_PAD: cells added (>= 0) */
     int output_padding[3];
-    int groups;               /* convolutions; num_groups of GroupNormalization */
-    float alpha;              /* LeakyRelu, Elu */
-    float epsilon;            /* normalisations */
-    bool gelu_tanh;           /* approximate="tanh" */
+    int groups;     /* convolutions; num_groups of GroupNormalization */
+    float alpha;    /* LeakyRelu, Elu */
+    float epsilon;  /* normalisations */
+    bool gelu_tanh; /* approximate="tanh" */
     bool ceil_mode, count_include_pad;
     pad_mode pad;
     float pad_value;
     resize_mode resize;
     resize_coordinates coordinates;
-    bool nearest_floor;       /* nearest: floor instead of round_prefer_floor */
-    double scales[3];         /* Resize: output size = floor(input * scale); 0 where `sizes` is given */
-    int sizes[3];             /* Resize: output size, 0 where `scales` is given */
-    int slice_begin[3], slice_end[3], slice_step[3]; /* spatial; negative counts from the end; INT_MAX: to the end */
-    int channel_begin, channel_end, channel_step;    /* Slice along channels; resolved: 0 <= begin < end <= channels */
+    bool nearest_floor; /* nearest: floor instead of round_prefer_floor */
+    double scales[3];   /* Resize: output size = floor(input * scale); 0 where `sizes` is given */
+    int sizes[3];       /* Resize: output size, 0 where `scales` is given */
+    /* Slice. Spatial: negative counts from the end, INT_MAX is the end. Channels: resolved,
+     * 0 <= begin < end <= channels. */
+    int slice_begin[3], slice_end[3], slice_step[3];
+    int channel_begin, channel_end, channel_step;
 } graph_node;
 
 /* One step of an input's or output's intensity transform, y = f(x). */
-typedef enum intensity_kind { INTENSITY_SCALE, INTENSITY_CLIP, INTENSITY_LOG1P, INTENSITY_EXPM1, INTENSITY_SQRT, INTENSITY_SQUARE } intensity_kind;
+typedef enum intensity_kind {
+    INTENSITY_SCALE,
+    INTENSITY_CLIP,
+    INTENSITY_LOG1P,
+    INTENSITY_EXPM1,
+    INTENSITY_SQRT,
+    INTENSITY_SQUARE
+} intensity_kind;
 typedef struct intensity_step {
     intensity_kind kind;
     float a, b; /* SCALE: a*x + b; CLIP: to [a, b]; others unused */
@@ -111,29 +120,30 @@ typedef struct graph_port {
 typedef struct graph {
     char *name;
     int graph_version;
-    char orientation[8];       /* "RAS", ... or "stored" */
-    bool axes_xyz;             /* how the JSON spoke; already applied */
-    size_t patch[3];           /* training patch in voxels, x, y, z */
+    char orientation[8]; /* "RAS", ... or "stored" */
+    bool axes_xyz;       /* how the JSON spoke; already applied */
+    size_t patch[3];     /* training patch in voxels, x, y, z */
     bool has_voxel_mm;
-    double voxel_mm[3];        /* x, y, z */
+    double voxel_mm[3]; /* x, y, z */
     size_t n_values;
     graph_value *values;
     size_t n_nodes;
-    graph_node *nodes;         /* in an order in which every input is ready */
+    graph_node *nodes; /* in an order in which every input is ready */
     size_t n_inputs, n_outputs;
     graph_port *inputs, *outputs;
-    size_t total_stride[3];    /* z, y, x: a tile must be a multiple of it */
-    bool per_tile_statistics;  /* Instance- or GroupNormalization, GlobalAveragePool */
-    bool voxelwise;            /* every output has the inputs' spatial size; prediction needs it */
+    size_t total_stride[3];   /* z, y, x: a tile must be a multiple of it */
+    bool per_tile_statistics; /* Instance- or GroupNormalization, GlobalAveragePool */
+    bool voxelwise;           /* every output has the inputs' spatial size; prediction needs it */
 } graph;
 
 struct dm_model {
     char *path;
     char *name;
     char *card_json, *graph_json, *provenance_json;
-    char checksum[17];         /* XXH64 of the data section */
-    double skip_air;           /* the card's default, in the input quantity; -INFINITY: none */
-    uint32_t native_precisions; /* bit (1u << dm_precision): listed in the card with a deviation of at most 0.5 % */
+    char checksum[17];          /* XXH64 of the data section */
+    double skip_air;            /* the card's default, in the input quantity; -INFINITY: none */
+    uint32_t native_precisions; /* bit (1u << dm_precision): listed in the card with a deviation of
+                                   at most 0.5 % */
     graph graph;
 };
 
@@ -149,8 +159,9 @@ const char *op_name(op_kind op);
 bool node_output_size(const graph_node *node, const size_t in[3], size_t out[3], char *reason,
                       size_t reason_size);
 
-/* The spatial size (z, y, x) of every value, sizes[n_values], for inputs of size `tile`; weights count
- * as 1x1x1. False and a reason that names the node if the network is not defined for this tile. */
+/* The spatial size (z, y, x) of every value, sizes[n_values], for inputs of size `tile`; weights
+ * count as 1x1x1. False and a reason that names the node if the network is not defined for this
+ * tile. */
 bool graph_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], char *reason,
                  size_t reason_size);
 

@@ -16,8 +16,7 @@
 
 #define MODEL_FILE "dosegan-constructed.safetensors.zst"
 
-/* ---- Default weights --------------------------------------------------------------------------
- */
+/* ---- Default weights ------------------------------------------------------------------------ */
 
 /* The places, in order; NULL where $DOSEMAP_MODEL is not set. */
 static void model_places(const char *places[3])
@@ -51,8 +50,7 @@ dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
                      "no weights at %s or %s", places[1], places[2]);
 }
 
-/* ---- Doctor -----------------------------------------------------------------------------------
- */
+/* ---- Doctor --------------------------------------------------------------------------------- */
 
 /* Paths may be any bytes; JSON wants UTF-8. */
 static json_t *string_or_null(const char *value)

@@ -36,8 +36,7 @@ const char *dm_prediction_provenance_json(const dm_prediction *prediction)
     return prediction->provenance_text;
 }
 
-/* ---- Provenance -------------------------------------------------------------------------------
- */
+/* ---- Provenance ----------------------------------------------------------------------------- */
 
 /* JSON has no NaN and no infinity: null. */
 static json_t *number(double value)

@@ -18,8 +18,7 @@
 #include "base/output_file.h"
 #include "predict/predictor.h"
 
-/* ---- Names ------------------------------------------------------------------------------------
- */
+/* ---- Names ---------------------------------------------------------------------------------- */
 
 static const char *base_name(const char *path)
 {
@@ -50,13 +49,11 @@ dm_status dm_output_paths_from(const char *dose_path, dm_output_paths *paths, dm
     if (strlen(dose_path) + strlen("_organs.tsv") >= sizeof paths->dose)
         return error_set(err, DM_ERROR_VALUE, NULL, "use a shorter path",
                          "the output's path has %zu characters", strlen(dose_path));
-    memcpy(paths->dose, dose_path, strlen(dose_path));
-    memcpy(paths->sidecar, dose_path, stem);
-    memcpy(paths->dvh, dose_path, stem);
-    memcpy(paths->organs, dose_path, stem);
-    strcpy(paths->sidecar + stem, ".json");
-    strcpy(paths->dvh + stem, "_dvh.tsv");
-    strcpy(paths->organs + stem, "_organs.tsv");
+    int n = (int)stem;
+    snprintf(paths->dose, sizeof paths->dose, "%s", dose_path);
+    snprintf(paths->sidecar, sizeof paths->sidecar, "%.*s.json", n, dose_path);
+    snprintf(paths->dvh, sizeof paths->dvh, "%.*s_dvh.tsv", n, dose_path);
+    snprintf(paths->organs, sizeof paths->organs, "%.*s_organs.tsv", n, dose_path);
     return DM_OK;
 }
 
@@ -82,8 +79,7 @@ static dm_status check_overwrites(const dm_output_paths *paths, const dm_sources
     return DM_OK;
 }
 
-/* ---- Checksums of the inputs ------------------------------------------------------------------
- */
+/* ---- Checksums of the inputs ---------------------------------------------------------------- */
 
 static dm_status no_memory(dm_error *err)
 {
@@ -168,8 +164,7 @@ static dm_status add_sources(json_t *root, const dm_sources *sources, const char
     return status;
 }
 
-/* ---- Writing ----------------------------------------------------------------------------------
- */
+/* ---- Writing -------------------------------------------------------------------------------- */
 
 static double now(void)
 {
@@ -277,8 +272,7 @@ dm_status dm_prediction_write(const dm_prediction *prediction, const char *dose_
     return status;
 }
 
-/* ---- Resuming ---------------------------------------------------------------------------------
- */
+/* ---- Resuming ------------------------------------------------------------------------------- */
 
 static bool output_matches(const json_t *sidecar, const char *role, const char *path)
 {

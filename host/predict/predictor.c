@@ -28,8 +28,7 @@ void dm_predict_options_init(dm_predict_options *options)
                                     .activity_gbq = NAN};
 }
 
-/* ---- Checks -----------------------------------------------------------------------------------
- */
+/* ---- Checks --------------------------------------------------------------------------------- */
 
 static dm_status check_options(const dm_predict_options *o, dm_error *err)
 {
@@ -174,8 +173,7 @@ static dm_status choose_precision(dm_predictor *p, dm_error *err)
     return DM_OK;
 }
 
-/* ---- Plan and state ---------------------------------------------------------------------------
- */
+/* ---- Plan and state ------------------------------------------------------------------------- */
 
 static void drop_plan(dm_predictor *p)
 {
@@ -227,8 +225,7 @@ static dm_status tile_for(const dm_predictor *p, const size_t volume[3], size_t 
     return DM_OK;
 }
 
-/* ---- Create and free --------------------------------------------------------------------------
- */
+/* ---- Create and free ------------------------------------------------------------------------ */
 
 static dm_status copy_options(dm_predictor *p, const dm_predict_options *options, dm_error *err)
 {
@@ -295,8 +292,7 @@ void dm_predictor_free(dm_predictor *predictor)
     free(predictor);
 }
 
-/* ---- One PET ----------------------------------------------------------------------------------
- */
+/* ---- One PET -------------------------------------------------------------------------------- */
 
 static dm_status check_pet(const dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
                            dm_error *err)

@@ -13,8 +13,7 @@
 /* Edge of the blocks in which permuted volumes are copied: 16 floats are a cache line. */
 #define BLOCK 16
 
-/* ---- Views ------------------------------------------------------------------------------------
- */
+/* ---- Views ---------------------------------------------------------------------------------- */
 
 strided strided_permuted(const dm_grid *grid, const grid_map *map, float *data)
 {
@@ -93,8 +92,7 @@ void strided_copy(const strided *source, const size_t start[3], const strided *t
     }
 }
 
-/* ---- Tables -----------------------------------------------------------------------------------
- */
+/* ---- Tables --------------------------------------------------------------------------------- */
 
 /* Share of a box of `width` source voxels round `centre` that source voxel j covers; the edge
  * voxels stand for everything beyond them. */
@@ -225,8 +223,7 @@ dm_status resample_from_model(const dm_grid *grid, const grid_map *map, axis_tab
     return make_tables(grid, map, false, table, err);
 }
 
-/* ---- Resampling -------------------------------------------------------------------------------
- */
+/* ---- Resampling ----------------------------------------------------------------------------- */
 
 /* Source indices [*low, *high) that the target indices [start, start + n) use. */
 static void source_range(const axis_table *table, size_t start, size_t n, size_t *low, size_t *high)

@@ -83,8 +83,7 @@ void stitch_free(stitch *st)
     free(st);
 }
 
-/* ---- Adding -----------------------------------------------------------------------------------
- */
+/* ---- Adding --------------------------------------------------------------------------------- */
 
 /* sum += weight * output over a row; true if all outputs are finite. */
 static inline bool add_row(const float *output, const float *weight, size_t n, float *sum,
@@ -254,8 +253,7 @@ bool stitch_not_finite(stitch *st, size_t voxel[3])
     return found;
 }
 
-/* ---- Finishing --------------------------------------------------------------------------------
- */
+/* ---- Finishing ------------------------------------------------------------------------------ */
 
 /* One row in place; the first position that is not finite, or n. */
 static size_t finish_row(const tiling *t, strided sum, size_t y, size_t z,

@@ -69,7 +69,7 @@ struct nifti_header_copy {
 #define FROM_HEADER(field, member) COPY(field, member)
 #define TO_HEADER(field, member) COPY(member, field)
 
-/* ---- Which file this is -------------------------------------------------------------------- */
+/* ---- Which file this is --------------------------------------------------------------------- */
 
 typedef struct identity {
     int version;
@@ -135,7 +135,7 @@ static void read_fields(const uint8_t *bytes, const identity *id, fields *f)
     }
 }
 
-/* ---- Checks -------------------------------------------------------------------------------- */
+/* ---- Checks --------------------------------------------------------------------------------- */
 
 static const char damaged[] = "the header is damaged; write the file again";
 
@@ -295,7 +295,7 @@ static dm_status check_placement(const fields *f, const char *path, dm_error *er
     return status;
 }
 
-/* ---- NIfTI-clib ---------------------------------------------------------------------------- */
+/* ---- NIfTI-clib ----------------------------------------------------------------------------- */
 
 static double mm_per_unit(int xyz_units)
 {
@@ -358,7 +358,7 @@ void affine_directions(const double affine[3][4], int direction[3])
         direction[axis] = of_code[code[axis]];
 }
 
-/* ---- Reading ------------------------------------------------------------------------------- */
+/* ---- Reading -------------------------------------------------------------------------------- */
 
 dm_status nifti_header_decode(const uint8_t *bytes, size_t size, const char *path,
                               nifti_layout *layout, nifti_header_copy **header, dm_error *err)
@@ -424,7 +424,7 @@ bool volume_had_extensions(const dm_volume *volume)
     return volume->header && volume->header->had_extensions;
 }
 
-/* ---- Writing ------------------------------------------------------------------------------- */
+/* ---- Writing -------------------------------------------------------------------------------- */
 
 static bool is_orthogonal(const dm_grid *grid)
 {

@@ -56,11 +56,12 @@ static dm_status stored_directions(const dm_grid *grid, int direction[3], dm_err
 
 dm_status orientation_of(const dm_grid *grid, char letters[4], dm_error *err)
 {
+    static const char names[2][4] = {"LPI", "RAS"};
     int direction[3] = {1, 2, 3};
     memset(letters, 0, 4);
     dm_status status = stored_directions(grid, direction, err);
     for (int axis = 0; axis < 3 && status == DM_OK; axis++)
-        letters[axis] = (direction[axis] > 0 ? "RAS" : "LPI")[abs(direction[axis]) - 1];
+        letters[axis] = names[direction[axis] > 0][abs(direction[axis]) - 1];
     return status;
 }
 

@@ -14,7 +14,7 @@
 
 static const char incomplete[] = "the file is incomplete; copy or convert it again";
 
-/* ---- From samples to float ----------------------------------------------------------------- */
+/* ---- From samples to float ------------------------------------------------------------------ */
 
 #define SWAP_EACH(bits)                                                                            \
     for (size_t i_ = 0; i_ < n; i_++) {                                                            \
@@ -82,7 +82,7 @@ static void convert_samples(const nifti_layout *layout, const void *raw, size_t 
     }
 }
 
-/* ---- The stream ---------------------------------------------------------------------------- */
+/* ---- The stream ----------------------------------------------------------------------------- */
 
 static dm_status error_truncated(const nifti_layout *layout, const char *path, uint64_t there,
                                  dm_error *err)

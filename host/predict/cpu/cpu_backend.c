@@ -55,8 +55,7 @@ typedef struct cpu_thread {
     pthread_t thread;
 } cpu_thread;
 
-/* ---- State ------------------------------------------------------------------------------------
- */
+/* ---- State ---------------------------------------------------------------------------------- */
 
 static const char *describe(void *state)
 {
@@ -104,8 +103,7 @@ done:
     return status;
 }
 
-/* ---- Workers ----------------------------------------------------------------------------------
- */
+/* ---- Workers -------------------------------------------------------------------------------- */
 
 /* Keeps the failure of the lowest window, so that the message does not depend on who was first. */
 static void fail(cpu_run *run, size_t window, const dm_error *error)
@@ -219,8 +217,7 @@ static dm_status make_threads(cpu_run *run, unsigned n, cpu_thread **threads, dm
     return status;
 }
 
-/* ---- Stages -----------------------------------------------------------------------------------
- */
+/* ---- Stages --------------------------------------------------------------------------------- */
 
 static dm_status report(const predict_job *job, double share, const char *stage, dm_error *err)
 {

@@ -44,8 +44,7 @@ static bool is_convolution(const plan_step *step)
     return step->kind == STEP_CONV || step->kind == STEP_CONV_TRANSPOSE;
 }
 
-/* ---- Network ----------------------------------------------------------------------------------
- */
+/* ---- Network -------------------------------------------------------------------------------- */
 
 static dm_status check_plan(const plan *p, dm_error *err)
 {
@@ -159,8 +158,7 @@ const char *network_kernel(const network *net, size_t step)
     return conv ? convolution_kernel(conv) : NULL;
 }
 
-/* ---- Worker -----------------------------------------------------------------------------------
- */
+/* ---- Worker --------------------------------------------------------------------------------- */
 
 /* Where a worker's parts lie in its one piece of memory. */
 typedef struct worker_layout {
@@ -310,8 +308,7 @@ void worker_thread_init(void)
     convolution_thread_init();
 }
 
-/* ---- Running ----------------------------------------------------------------------------------
- */
+/* ---- Running -------------------------------------------------------------------------------- */
 
 static void run_mapped(const worker *w, const plan_step *step, const shared_step *shared,
                        const bound_step *bound)

@@ -41,8 +41,7 @@ struct convolution_binding {
     int n_args;
 };
 
-/* ---- Versions ---------------------------------------------------------------------------------
- */
+/* ---- Versions ------------------------------------------------------------------------------- */
 
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t layout; /* owned */
@@ -140,8 +139,7 @@ static dnnl_status_t backward_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine
 #endif
 }
 
-/* ---- Errors and types -------------------------------------------------------------------------
- */
+/* ---- Errors and types ----------------------------------------------------------------------- */
 
 static dm_status failed(dm_error *err, dnnl_status_t s, const char *name, const char *what)
 {
@@ -172,8 +170,7 @@ static dnnl_data_type_t data_type(element_type type)
     return type == ELEMENT_BF16 ? dnnl_bf16 : type == ELEMENT_F16 ? dnnl_f16 : dnnl_f32;
 }
 
-/* ---- Making -----------------------------------------------------------------------------------
- */
+/* ---- Making --------------------------------------------------------------------------------- */
 
 static dnnl_status_t tensor_layout(layout *l, size_t channels, const size_t dim[3],
                                    element_type type)
@@ -504,8 +501,7 @@ bool convolution_is_reference(const convolution *conv)
     return strncmp(kernel_name(conv->pd), "ref", 3) == 0;
 }
 
-/* ---- Running ----------------------------------------------------------------------------------
- */
+/* ---- Running -------------------------------------------------------------------------------- */
 
 static dnnl_status_t add_memory(convolution_binding *b, dnnl_memory_t *memory, layout_ref l,
                                 int argument)
@@ -606,8 +602,7 @@ void convolution_thread_init(void)
     omp_set_num_threads(1);
 }
 
-/* ---- What there is ----------------------------------------------------------------------------
- */
+/* ---- What there is -------------------------------------------------------------------------- */
 
 static const char *isa_name(void)
 {

@@ -5,8 +5,7 @@
 
 #include <math.h>
 
-/* ---- With a tensor ----------------------------------------------------------------------------
- */
+/* ---- With a tensor -------------------------------------------------------------------------- */
 
 MANY_CPUS
 static void combine(chain_op op, float *restrict row, const float *restrict t, size_t n)
@@ -25,8 +24,7 @@ static void combine(chain_op op, float *restrict row, const float *restrict t, s
             row[i] = t[i] - row[i];
 }
 
-/* ---- Per channel ------------------------------------------------------------------------------
- */
+/* ---- Per channel ---------------------------------------------------------------------------- */
 
 MANY_CPUS
 static void multiply_channels(float *restrict row, const float *restrict scale, size_t n,
@@ -55,8 +53,7 @@ static void prelu_channels(float *restrict row, const float *restrict slope, siz
             row[v * channels + c] = leaky_relu(row[v * channels + c], slope[c]);
 }
 
-/* ---- Alone ------------------------------------------------------------------------------------
- */
+/* ---- Alone ---------------------------------------------------------------------------------- */
 
 #define MAP(name, expression)                                                                      \
     MANY_CPUS                                                                                      \

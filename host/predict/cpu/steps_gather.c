@@ -10,8 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* ---- Tables -----------------------------------------------------------------------------------
- */
+/* ---- Tables --------------------------------------------------------------------------------- */
 
 static long clamp(long i, long n)
 {
@@ -102,8 +101,7 @@ void axis_map_free(axis_map *map)
     *map = (axis_map){0};
 }
 
-/* ---- One voxel from one -----------------------------------------------------------------------
- */
+/* ---- One voxel from one --------------------------------------------------------------------- */
 
 MANY_CPUS
 static void gather_line(const tensor_view *in, size_t line, const int *restrict from, size_t n,
@@ -149,8 +147,7 @@ void step_gather(const step_buffers *buffers, const axis_map map[3], size_t chan
             }
 }
 
-/* ---- One voxel from eight ---------------------------------------------------------------------
- */
+/* ---- One voxel from eight ------------------------------------------------------------------- */
 
 /* The four input lines round a line of the result, and how they are weighed. */
 typedef struct line_corners {

@@ -10,8 +10,7 @@
 #include "model/graph.h"
 #include "weights_writer.h"
 
-/* ---- Nodes ------------------------------------------------------------------------------------
- */
+/* ---- Nodes ---------------------------------------------------------------------------------- */
 
 static void add_tensor(weights_writer *w, const char *name, float value, size_t rank,
                        const size_t *shape)
@@ -335,8 +334,7 @@ static void test_unsupported(void **state)
     }
 }
 
-/* ---- Graphs -----------------------------------------------------------------------------------
- */
+/* ---- Graphs --------------------------------------------------------------------------------- */
 
 static void test_cycle_and_names(void **state)
 {

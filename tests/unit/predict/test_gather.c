@@ -98,8 +98,7 @@ static float *random_values(size_t n, unsigned seed)
     return values;
 }
 
-/* ---- Numbers ----------------------------------------------------------------------------------
- */
+/* ---- Numbers -------------------------------------------------------------------------------- */
 
 static float bf16_value(uint16_t half)
 {
@@ -145,8 +144,7 @@ static void test_intensity(void **state)
     assert_true(isnan(v[5])); /* a clip must not turn it into a number */
 }
 
-/* ---- Axes -------------------------------------------------------------------------------------
- */
+/* ---- Axes ----------------------------------------------------------------------------------- */
 
 static void test_all_orientations(void **state)
 {
@@ -191,8 +189,7 @@ static void test_bf16_window(void **state)
     free(data);
 }
 
-/* ---- Resampling -------------------------------------------------------------------------------
- */
+/* ---- Resampling ----------------------------------------------------------------------------- */
 
 /* The definition, literally and in double: a box average of `width` round each source voxel, then
  * linear interpolation, indices beyond the edges being those of the edges. */
@@ -343,8 +340,7 @@ static void test_tables(void **state)
     }
 }
 
-/* ---- Values -----------------------------------------------------------------------------------
- */
+/* ---- Values --------------------------------------------------------------------------------- */
 
 static void test_factor_then_intensity_then_padding(void **state)
 {

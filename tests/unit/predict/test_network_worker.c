@@ -8,8 +8,7 @@
 
 #define MODEL TEST_GOLDEN_DIR "/../../weights/dosegan-16-constructed.safetensors.zst"
 
-/* ---- Counting allocations ---------------------------------------------------------------------
- */
+/* ---- Counting allocations ------------------------------------------------------------------- */
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS 1
@@ -51,8 +50,7 @@ void *aligned_alloc(size_t alignment, size_t size)
 }
 #endif
 
-/* ---- A network --------------------------------------------------------------------------------
- */
+/* ---- A network ------------------------------------------------------------------------------ */
 
 typedef struct fixture {
     dm_model *model;
@@ -142,8 +140,7 @@ static worker *new_worker(const fixture *f)
     return w;
 }
 
-/* ---- Tests ------------------------------------------------------------------------------------
- */
+/* ---- Tests ---------------------------------------------------------------------------------- */
 
 static void check_network(const size_t tile[3], element_type type, bool optimise, double limit)
 {

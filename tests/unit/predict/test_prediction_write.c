@@ -12,8 +12,7 @@
 #include "compare.h"
 #include "small_models.h"
 
-/* ---- A folder per test ------------------------------------------------------------------------
- */
+/* ---- A folder per test ---------------------------------------------------------------------- */
 
 typedef struct place {
     char folder[256];
@@ -109,8 +108,7 @@ static void spoil(const char *path, const char *text)
     fclose(file);
 }
 
-/* ---- Names ------------------------------------------------------------------------------------
- */
+/* ---- Names ---------------------------------------------------------------------------------- */
 
 static void test_names(void **state)
 {
@@ -138,8 +136,7 @@ static void test_names(void **state)
     assert_non_null(strstr(err.what, "4999"));
 }
 
-/* ---- Content ----------------------------------------------------------------------------------
- */
+/* ---- Content -------------------------------------------------------------------------------- */
 
 static void check_file(const json_t *list, size_t index, const char *role, const char *key,
                        const char *name, const char *path)
@@ -261,8 +258,7 @@ static void test_a_folder_of_masks_is_listed(void **state)
     dm_prediction_free(prediction);
 }
 
-/* ---- Resuming ---------------------------------------------------------------------------------
- */
+/* ---- Resuming ------------------------------------------------------------------------------- */
 
 static void test_is_complete(void **state)
 {
@@ -303,8 +299,7 @@ static void test_again_without_labels(void **state)
     dm_prediction_free(without);
 }
 
-/* ---- Failures ---------------------------------------------------------------------------------
- */
+/* ---- Failures ------------------------------------------------------------------------------- */
 
 /* A folder in the way of one output: the others do not stay. */
 static void test_failure_removes_what_was_written(void **state)

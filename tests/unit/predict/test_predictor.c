@@ -10,8 +10,7 @@
 #include "compare.h"
 #include "small_models.h"
 
-/* ---- Exact answers ----------------------------------------------------------------------------
- */
+/* ---- Exact answers -------------------------------------------------------------------------- */
 
 static void test_identity(void **state)
 {
@@ -137,8 +136,7 @@ static void test_ramp_through_another_grid(void **state)
     }
 }
 
-/* ---- Same bytes -------------------------------------------------------------------------------
- */
+/* ---- Same bytes ----------------------------------------------------------------------------- */
 
 static void check_same_bytes(const double *voxel_mm)
 {
@@ -240,8 +238,7 @@ static void test_whole(void **state)
     dm_model_free(model);
 }
 
-/* ---- Air --------------------------------------------------------------------------------------
- */
+/* ---- Air ------------------------------------------------------------------------------------ */
 
 static void check_air(const dm_model *model, double skip_air, size_t skipped, float value)
 {
@@ -275,8 +272,7 @@ static void test_air(void **state)
     dm_model_free(model);
 }
 
-/* ---- Labels -----------------------------------------------------------------------------------
- */
+/* ---- Labels --------------------------------------------------------------------------------- */
 
 static void test_labels(void **state)
 {
@@ -316,8 +312,7 @@ static void test_labels(void **state)
     dm_model_free(model);
 }
 
-/* ---- Cancelling -------------------------------------------------------------------------------
- */
+/* ---- Cancelling ----------------------------------------------------------------------------- */
 
 typedef struct watch {
     int calls, stop_at;

@@ -38,8 +38,7 @@ static void fill_output(const tiling *t, const float *volume, size_t w, float *o
     }
 }
 
-/* ---- Many threads -----------------------------------------------------------------------------
- */
+/* ---- Many threads --------------------------------------------------------------------------- */
 
 typedef struct crew {
     const tiling *tiling;
@@ -179,8 +178,7 @@ static void test_permuted_sum(void **state)
     tiling_clear(&t);
 }
 
-/* ---- Single windows ---------------------------------------------------------------------------
- */
+/* ---- Single windows ------------------------------------------------------------------------- */
 
 /* Two windows of 4 over a row of 6: a skipped one counts as zero with its full weight. */
 static void test_skipped_counts_as_zero(void **state)

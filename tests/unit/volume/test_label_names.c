@@ -67,7 +67,7 @@ static void name_is(const label_names *names, int32_t id, const char *expected)
     assert_string_equal(name, expected);
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------- */
+/* ---- JSON ----------------------------------------------------------------------------------- */
 
 static void test_json_in_both_directions(void **state)
 {
@@ -94,7 +94,7 @@ static void test_json_in_both_directions(void **state)
     label_names_clear(&names);
 }
 
-/* ---- TSV ----------------------------------------------------------------------------------- */
+/* ---- TSV ------------------------------------------------------------------------------------ */
 
 static void test_tables(void **state)
 {
@@ -121,7 +121,7 @@ static void test_tables(void **state)
     }
 }
 
-/* ---- Refused ------------------------------------------------------------------------------- */
+/* ---- Refused -------------------------------------------------------------------------------- */
 
 typedef struct bad_names {
     const char *file_name, *content;
@@ -218,7 +218,7 @@ static void test_number_of_names_is_bounded(void **state)
     free(table);
 }
 
-/* ---- TotalSegmentator ---------------------------------------------------------------------- */
+/* ---- TotalSegmentator ----------------------------------------------------------------------- */
 
 static void test_total_segmentator(void **state)
 {
@@ -274,7 +274,7 @@ static void test_total_segmentator(void **state)
     read_bad("TotalSegmentator:total", DM_ERROR_IO, "TotalSegmentator:total", "No such file");
 }
 
-/* ---- Which names a label map gets ---------------------------------------------------------- */
+/* ---- Which names a label map gets ----------------------------------------------------------- */
 
 static void put_map(const char *name, char path[128])
 {

@@ -80,7 +80,7 @@ static void hold(const dm_labels *labels, const int32_t *ids)
     assert_int_equal(found, 0);
 }
 
-/* ---- Making -------------------------------------------------------------------------------- */
+/* ---- Making --------------------------------------------------------------------------------- */
 
 static void test_runs_end_with_their_row(void **state)
 {
@@ -214,7 +214,7 @@ static void test_grids_that_are_none(void **state)
     refuse_grid(grid, "one plane");
 }
 
-/* ---- Another grid -------------------------------------------------------------------------- */
+/* ---- Another grid --------------------------------------------------------------------------- */
 
 static dm_labels *resample(const dm_labels *labels, const dm_grid *grid)
 {

@@ -104,7 +104,7 @@ static void read_bad(const char *path, const char *names, dm_status status, cons
     assert_int_equal(dm_labels_read(path, names, &labels, NULL), status);
 }
 
-/* ---- Label maps ---------------------------------------------------------------------------- */
+/* ---- Label maps ----------------------------------------------------------------------------- */
 
 static const double map_values[VOXELS] = {0, 3, 3, 3, 0, 100, 0, 0, 1, 1, 1, 100};
 
@@ -243,7 +243,7 @@ static void test_label_maps_that_cannot_be(void **state)
     unlink(path);
 }
 
-/* ---- Folders of masks ---------------------------------------------------------------------- */
+/* ---- Folders of masks ----------------------------------------------------------------------- */
 
 /* Empties the folder `masks`. */
 static void new_masks(void)

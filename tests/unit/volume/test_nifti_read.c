@@ -7,7 +7,7 @@
 #include "compare.h"
 #include "volume/nifti_header.h"
 
-/* ---- Voxels -------------------------------------------------------------------------------- */
+/* ---- Voxels --------------------------------------------------------------------------------- */
 
 static const struct {
     int code, bits;
@@ -143,7 +143,7 @@ static void test_other_numbers_of_dimensions(void **state)
     }
 }
 
-/* ---- Where the voxels lie ------------------------------------------------------------------ */
+/* ---- Where the voxels lie ------------------------------------------------------------------- */
 
 static void assert_affine(const dm_volume *volume, const double expected[3][4], double tolerance)
 {

@@ -8,7 +8,7 @@
 
 #include "base/codec.h"
 
-/* ---- Plain files --------------------------------------------------------------------------- */
+/* ---- Plain files ---------------------------------------------------------------------------- */
 
 static void test_every_truncation(void **state)
 {
@@ -202,7 +202,7 @@ static void test_no_file(void **state)
     assert_int_equal(dm_volume_read(path, &volume, NULL), DM_ERROR_IO);
 }
 
-/* ---- Compressed files ---------------------------------------------------------------------- */
+/* ---- Compressed files ----------------------------------------------------------------------- */
 
 static uint8_t *compress(codec packing, const uint8_t *bytes, size_t size, size_t *packed_size)
 {
