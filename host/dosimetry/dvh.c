@@ -3,13 +3,13 @@
 #include "dosimetry/dvh.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cores.h"
 #include "base/error.h"
+#include "base/parallel.h"
 
 #define MAX_THREADS 64
 
@@ -123,10 +123,12 @@ typedef struct work {
     atomic_size_t next;
 } work;
 
-static void *fill_structures(void *argument)
+/* One of several threads; each takes the next structure until there is none. */
+static void fill_structures(void *context, unsigned part)
 {
-    work *w = argument;
+    work *w = context;
     size_t i;
+    (void)part;
     while ((i = atomic_fetch_add(&w->next, 1)) < w->dvh->count) {
         if (w->labels->structures[i].voxels > 0)
             w->outcomes[i].status = dvh_structure_fill(
@@ -134,23 +136,6 @@ static void *fill_structures(void *argument)
                 &w->dvh->structures[i], w->dvh->v_percent + i * w->dvh->n_thresholds,
                 &w->outcomes[i].bad_voxel);
     }
-    return NULL;
-}
-
-static void fill_with_threads(work *w, unsigned threads)
-{
-    pthread_t helpers[MAX_THREADS];
-    size_t started = 0, wanted = cores_or(threads);
-    if (wanted > w->dvh->count)
-        wanted = w->dvh->count;
-    if (wanted > MAX_THREADS)
-        wanted = MAX_THREADS;
-    /* This thread works too, so fewer helpers than wanted only take longer. */
-    while (started + 1 < wanted && pthread_create(&helpers[started], NULL, fill_structures, w) == 0)
-        started++;
-    fill_structures(w);
-    while (started > 0)
-        pthread_join(helpers[--started], NULL);
 }
 
 static dm_status report(const work *w, dm_error *err)
@@ -184,7 +169,12 @@ dm_status dvh_from_voxels(const float *dose, const dm_labels *labels, const dm_d
         return status;
     w.outcomes = array_zero(labels->count, sizeof *w.outcomes);
     if (w.outcomes) {
-        fill_with_threads(&w, o->threads);
+        size_t threads = cores_or(o->threads);
+        if (threads > w.dvh->count)
+            threads = w.dvh->count;
+        if (threads > MAX_THREADS)
+            threads = MAX_THREADS;
+        parallel_run((unsigned)threads, fill_structures, &w);
         status = report(&w, err);
     } else {
         status = error_memory(err, labels->count * sizeof *w.outcomes, "DVHs");

@@ -12,7 +12,7 @@
 
 #include "base/error.h"
 #include "predict/intensity.h"
-#include "predict/parallel.h"
+#include "base/parallel.h"
 
 /* Where a finished window is: a slot's number, or one of these. */
 #define WINDOW_PENDING UINT32_MAX

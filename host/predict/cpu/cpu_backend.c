@@ -18,7 +18,7 @@
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/gather.h"
-#include "predict/parallel.h"
+#include "base/parallel.h"
 #include "predict/stitch.h"
 
 /* Outputs per worker that may wait for their turn to be added: enough that no core idles while one

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A few threads for one pass over a volume. Threads of our own rather than OpenMP's: those would
  * spin for a while behind each pass, and the thread sanitizer does not understand them. */
-#include "predict/parallel.h"
+#include "base/parallel.h"
 
 #include <pthread.h>
 #include <signal.h>
