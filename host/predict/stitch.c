@@ -11,8 +11,8 @@
 #include <time.h>
 
 #include "base/error.h"
-#include "predict/intensity.h"
 #include "base/parallel.h"
+#include "predict/intensity.h"
 
 /* Where a finished window is: a slot's number, or one of these. */
 #define WINDOW_PENDING UINT32_MAX

@@ -14,11 +14,11 @@
 #include <time.h>
 
 #include "base/error.h"
+#include "base/parallel.h"
 #include "predict/backend.h"
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/gather.h"
-#include "base/parallel.h"
 #include "predict/stitch.h"
 
 /* Outputs per worker that may wait for their turn to be added: enough that no core idles while one
