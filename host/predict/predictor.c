@@ -184,6 +184,21 @@ static void drop_plan(dm_predictor *p)
     p->plan = NULL;
 }
 
+/* Libraries below count a tensor's voxels in 32 bits and divide by what has overflowed. */
+static dm_status check_plan_voxels(const plan *steps, dm_error *err)
+{
+    for (size_t i = 0; i < steps->n_tensors; i++) {
+        const size_t *dim = steps->tensors[i].dim; /* z, y, x */
+        size_t plane, voxels;
+        if (!size_multiply(dim[1], dim[2], &plane) || !size_multiply(plane, dim[0], &voxels) ||
+            voxels > INT32_MAX)
+            return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use a smaller --tile",
+                             "tensor \"%s\" has %zu x %zu x %zu voxels, more than %d",
+                             steps->tensors[i].name, dim[2], dim[1], dim[0], INT32_MAX);
+    }
+    return DM_OK;
+}
+
 /* Plan and backend for a tile (x, y, z), kept from the last volume where it is the same. */
 static dm_status prepare(dm_predictor *p, const size_t tile[3], dm_error *err)
 {
@@ -197,6 +212,8 @@ static dm_status prepare(dm_predictor *p, const size_t tile[3], dm_error *err)
                             .optimise = true};
     p->backend->plan_needs(&options);
     dm_status status = plan_build(&p->model->graph, &options, &p->plan, err);
+    if (status == DM_OK)
+        status = check_plan_voxels(p->plan, err);
     if (status != DM_OK)
         goto done;
     status = p->backend->create(p->plan, p->device, p->threads, p->batch, &p->state, err);

@@ -104,6 +104,10 @@ static void test_tiles(void **state)
     refuse_create(model, &o, DM_ERROR_VALUE, "11 voxels along y", "10 or 12");
     o.tile[1] = 1;
     refuse_create(model, &o, DM_ERROR_VALUE, "total stride 2", "--tile 2");
+    o.tile[0] = o.tile[1] = o.tile[2] = 2048; /* 2^33 voxels: 0 in 32 bits */
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "2048 x 2048 x 2048", "smaller --tile");
+    o.tile[0] = o.tile[1] = o.tile[2] = SIZE_MAX / 4 * 2; /* even, and not DM_TILE_WHOLE */
+    refuse_create(model, &o, DM_ERROR_VALUE, "", "");
     dm_model_free(model);
 }
 
