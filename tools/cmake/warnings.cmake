@@ -9,3 +9,7 @@ if(DOSEMAP_SANITIZE)
         -fsanitize=${DOSEMAP_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     target_link_options(dosemap_flags INTERFACE -fsanitize=${DOSEMAP_SANITIZE})
 endif()
+# The library has to be measured too: without its coverage the fuzzer is blind.
+if(DOSEMAP_FUZZ)
+    target_compile_options(dosemap_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
