@@ -18,7 +18,7 @@ static dm_status take_text(const safetensors *file, const char *path, const char
     const char *value = safetensors_metadata(file, key);
     if (!value)
         return error_set(err, DM_ERROR_FORMAT, path,
-                         "make weights files of PyTorch networks with dosemap import",
+                         "make weights files of PyTorch networks with dosemap export",
                          "its metadata has no '%s'; it is not a dosemap weights file", key);
     *text = strdup(value);
     return *text ? DM_OK : error_memory(err, strlen(value) + 1, key);

@@ -11,7 +11,7 @@
 #include "base/json_text.h"
 
 static const char remedy_damaged[] = "the file is damaged or incomplete; copy or export it again";
-static const char remedy_writer[] = "export the network again with dosemap import";
+static const char remedy_writer[] = "export the network again with dosemap export";
 
 static uint32_t little_endian(const uint8_t *bytes, size_t n)
 {
