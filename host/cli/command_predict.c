@@ -177,8 +177,15 @@ static void fail(dm_error *err, dm_status status, const char *where, const char 
     snprintf(err->remedy, sizeof err->remedy, "%.511s", remedy);
 }
 
-/* Before the work of hours: the folder can be written to, and no input is overwritten. */
-static dm_status check_output(const char *pet, const char *dose, dm_error *err)
+static bool same_file(const char *a, const char *b)
+{
+    struct stat sa, sb;
+    return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
+           sa.st_ino == sb.st_ino;
+}
+
+/* Before the work of hours: the folder can be written to. */
+static dm_status check_folder(const char *dose, dm_error *err)
 {
     char folder[4096];
     const char *slash = strrchr(dose, '/');
@@ -188,12 +195,31 @@ static dm_status check_output(const char *pet, const char *dose, dm_error *err)
              "create it, or choose another with -o or --out-dir");
         return err->status;
     }
-    struct stat a, b;
-    if (stat(pet, &a) == 0 && stat(dose, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino) {
-        fail(err, DM_ERROR_VALUE, dose, "the dose map would overwrite the PET",
-             "choose another output with -o");
-        return err->status;
-    }
+    return DM_OK;
+}
+
+/* Before the work of hours, too: no input is overwritten. `sidecar`: the PET's, or empty. */
+static dm_status check_inputs_stay(const predict_args *args, size_t index, const char *pet,
+                                   const char *sidecar, const dm_output_paths *paths, dm_error *err)
+{
+    const char *labels = args->labels.count ? args->labels.items[index] : NULL;
+    const struct {
+        const char *path, *what;
+    } inputs[] = {{pet, "the PET"},
+                  {sidecar, "the PET's sidecar"},
+                  {labels, "the labels"},
+                  {args->label_names, "the names of the labels"},
+                  {args->model, "the model"}};
+    const char *outputs[] = {paths->dose, paths->sidecar, labels ? paths->dvh : NULL,
+                             labels ? paths->organs : NULL};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        for (size_t o = 0; o < sizeof outputs / sizeof *outputs; o++)
+            if (inputs[i].path && outputs[o] && same_file(inputs[i].path, outputs[o])) {
+                char what[128];
+                snprintf(what, sizeof what, "this output would overwrite %s", inputs[i].what);
+                fail(err, DM_ERROR_VALUE, outputs[o], what, "choose another output with -o");
+                return err->status;
+            }
     return DM_OK;
 }
 
@@ -271,15 +297,16 @@ static dm_status predict_one(const cohort_job *cohort, const char *pet_path, siz
         return err->status;
     }
     dm_status status = dm_output_paths_from(dose, &paths, err);
-    if (status != DM_OK || (status = check_output(pet_path, dose, err)) != DM_OK)
+    if (status != DM_OK || (status = check_folder(dose, err)) != DM_OK)
         return status;
     if (args->resume && dm_prediction_is_complete(dose)) {
         if (!args->quiet)
             fprintf(stderr, "dosemap: %s is finished, skipped\n", dose);
         return DM_OK;
     }
-    if ((status = dm_volume_read(pet_path, &pet, err)) != DM_OK ||
-        (status = dm_pet_info_read(pet_path, &info, err)) != DM_OK ||
+    if ((status = dm_pet_info_read(pet_path, &info, err)) != DM_OK ||
+        (status = check_inputs_stay(args, index, pet_path, info.sidecar, &paths, err)) != DM_OK ||
+        (status = dm_volume_read(pet_path, &pet, err)) != DM_OK ||
         (status = pet_args_apply(&args->pet, &info, err)) != DM_OK ||
         (status = read_labels(args, index, pet, &labels, err)) != DM_OK ||
         (status = dm_predictor_run(cohort->predictor, pet, &info, labels, &prediction, err)) !=

@@ -14,11 +14,14 @@ static void on_signal(int number)
 
 void terminal_install_signal_handlers(void)
 {
-    struct sigaction action;
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM};
+    struct sigaction action, before;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        /* Under nohup, or in the background of a script, a signal that is ignored stays so. */
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &action, NULL);
     /* Writes past a file-size limit then fail with an error that can be reported. */
     signal(SIGXFSZ, SIG_IGN);
 }

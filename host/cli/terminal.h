@@ -5,7 +5,8 @@
 
 #include "dosemap.h"
 
-/* Partial output files are removed on SIGINT and SIGTERM, and the exit status is 128 + signal. */
+/* Partial output files are removed on SIGHUP, SIGINT and SIGTERM, and the exit status is 128 +
+ * signal. */
 void terminal_install_signal_handlers(void);
 
 /* "dosemap: error: ..." on stderr. */

@@ -203,6 +203,23 @@ def test_output_over_the_input(pet: Path) -> None:
     assert pet.read_bytes() == before
 
 
+def test_output_over_the_sidecar(pet: Path, tmp_path: Path) -> None:
+    sidecar = pet.with_name("sub-1_pet.json")
+    sidecar.write_text('{"Units": "SUV"}')
+    result = dosemap("predict", pet, *SUV_78, *QUICK, "-o", pet.with_name("sub-1_pet.nii"))
+    assert result.returncode == 1 and "overwrite the PET's sidecar" in result.stderr
+    assert sidecar.read_text() == '{"Units": "SUV"}'
+
+
+def test_output_over_the_names(pet: Path, labels: Path, out: Path) -> None:
+    names = out.with_name("out_dvh.tsv")
+    names.write_text("index\tname\n1\tkidney\n")
+    command = ("predict", pet, *SUV_78, *QUICK, "-o", out, "--label-names", names)
+    result = dosemap(*command, "--labels", labels)
+    assert result.returncode == 1 and "overwrite the names of the labels" in result.stderr
+    assert names.read_text() == "index\tname\n1\tkidney\n"
+
+
 def test_full_disk(pet: Path, out: Path) -> None:
     """A file-size limit stands in for the full disk: writing fails in the middle."""
 
@@ -213,7 +230,7 @@ def test_full_disk(pet: Path, out: Path) -> None:
     assert_refused(result, out, "out.nii.gz")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_leave_nothing(
     out: Path, tmp_path: Path, affine: np.ndarray, number: signal.Signals
 ) -> None:
@@ -226,3 +243,17 @@ def test_signals_leave_nothing(
     process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number
     assert list(out.parent.iterdir()) == []
+
+
+def test_an_ignored_signal_stays_ignored(pet: Path, out: Path) -> None:
+    """As under nohup."""
+    command = [BIN, "predict", pet, *SUV_78, "--model", MODEL, "--threads", "1", "-o", out]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    time.sleep(0.2)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert out.exists()
