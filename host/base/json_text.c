@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/codec.h"
 #include "base/error.h"
@@ -63,8 +64,10 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
     size_t size = 0;
     *root = NULL;
     dm_status status = source_read_all(path, JSON_MAX_BYTES, &bytes, &size, err);
+    /* Some editors begin UTF-8 with a byte order mark. */
+    size_t mark = size >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
     if (status == DM_OK)
-        status = json_parse((const char *)bytes, size, path, root, err);
+        status = json_parse((const char *)bytes + mark, size - mark, path, root, err);
     free(bytes);
     return status;
 }

@@ -218,6 +218,10 @@ static void test_file(void **state)
     assert_int_equal(json_parse_file(path, &root, &err), DM_OK);
     assert_int_equal(json_integer_value(json_object_get(root, "a")), 2);
     json_decref(root);
+    assert_int_equal(output_write_all(path, "\xef\xbb\xbf{\"a\": 3}", 11, &err), DM_OK);
+    assert_int_equal(json_parse_file(path, &root, &err), DM_OK);
+    assert_int_equal(json_integer_value(json_object_get(root, "a")), 3);
+    json_decref(root);
     assert_int_equal(output_write_all(path, "{\"a\": 2", 7, &err), DM_OK);
     assert_int_equal(json_parse_file(path, &root, &err), DM_ERROR_FORMAT);
     assert_null(root);
