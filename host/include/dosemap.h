@@ -11,8 +11,9 @@
  *             with dm_string_free; `const char *` belong to the object they came from.
  *   Threads   Different objects may be used by different threads at the same time. One object may
  *             be read (const) by many threads; everything else on it is one thread at a time.
- *   Volumes   x is the fastest axis, as in NIfTI: voxel (i, j, k) is data[i + dim[0]*(j +
- * dim[1]*k)]. Unknown   A double that is not known is NAN, never 0.
+ *   Volumes   x is the fastest axis, as in NIfTI: voxel (i, j, k) is
+ *             data[i + dim[0]*(j + dim[1]*k)].
+ *   Unknown   A double that is not known is NAN, never 0.
  */
 #ifndef DOSEMAP_H
 #define DOSEMAP_H
@@ -178,13 +179,14 @@ DM_API void dm_pet_info_init(dm_pet_info *info);
  *   Scan        TimeZero + ScanStart, else SeriesTime unless it is after AcquisitionTime, else
  *               AcquisitionTime. dcm2niix takes AcquisitionTime from one slice: of a PET in several
  *               bed positions it may not be the series' start. Not decay-corrected: the frame's
- * start (TimeZero + FrameTimesStart) plus half of FrameDuration. Decay       DecayCorrection, else
- * ImageDecayCorrected with ImageDecayCorrectionTime; an image corrected to another time than the
- * injection is DM_DECAY_START with that time. Activity    InjectedRadioactivity in its unit, else
- * RadionuclideTotalDose in Bq (in MBq where Modality is NM, as DICOM has it). Half-life
- * RadionuclideHalfLife, else that of TracerRadionuclide. Weight      BodyWeight, else
- * PatientWeight, in kg. Errors: FORMAT (not JSON), VALUE (a value of the wrong type, negative, or
- * an unknown word). */
+ *               start (TimeZero + FrameTimesStart) plus half of FrameDuration.
+ *   Decay       DecayCorrection, else ImageDecayCorrected with ImageDecayCorrectionTime; an image
+ *               corrected to another time than the injection is DM_DECAY_START with that time.
+ *   Activity    InjectedRadioactivity in its unit, else RadionuclideTotalDose in Bq (in MBq where
+ *               Modality is NM, as DICOM has it).
+ *   Half-life   RadionuclideHalfLife, else that of TracerRadionuclide.
+ *   Weight      BodyWeight, else PatientWeight, in kg.
+ * Errors: FORMAT (not JSON), VALUE (a value of the wrong type, negative, or an unknown word). */
 DM_API dm_status dm_pet_info_read(const char *pet_path, dm_pet_info *info, dm_error *err);
 
 /* "13:06:28.148", "2018-11-15T09:22:00", "3600" or "3600s" to seconds. Times of day are seconds
@@ -210,11 +212,12 @@ DM_API dm_status dm_pet_factor(const dm_pet_info *info, dm_quantity quantity, do
 /* Named structures on a grid; they may overlap. */
 typedef struct dm_labels dm_labels;
 
-/* `path`: one multi-label NIfTI (each non-zero integer is a structure) or a folder with one mask
- * per structure (non-zero is inside; the file's name is the structure's). `names_path`: JSON or TSV
- * that maps ids to names, or NULL: then the BIDS table NAME.tsv beside the label file, if any; ids
- * without a name are called "label_ID". "totalsegmentator:total" and
- * "totalsegmentator:head_glands_cavities" name TotalSegmentator's ids. */
+/* `path`: one multi-label NIfTI (whole numbers from 0 to 16777215; each that is not 0 is a
+ * structure) or a folder with one mask per structure (non-zero is inside; the file's name is the
+ * structure's). `names_path`: JSON or TSV that maps ids to names, or NULL: then the BIDS table
+ * NAME.tsv beside the label file, if any; ids without a name are called "label_ID".
+ * "totalsegmentator:total" and "totalsegmentator:head_glands_cavities" name TotalSegmentator's ids.
+ */
 DM_API dm_status dm_labels_read(const char *path, const char *names_path, dm_labels **labels,
                                 dm_error *err);
 
