@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What this installation can use, and where it looks for weights. */
+#include <dlfcn.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,36 +20,62 @@
 
 /* ---- Default weights ------------------------------------------------------------------------ */
 
-/* The places, in order; NULL where $DOSEMAP_MODEL is not set. */
-static void model_places(const char *places[3])
+typedef struct model_places {
+    const char *path[3]; /* in order; NULL where $DOSEMAP_MODEL is not set */
+    char installed[PATH_MAX];
+} model_places;
+
+/* The data folder as seen from the library: an installation may be moved, and `cmake --install
+ * --prefix` may name another prefix than the build was configured for. */
+static bool installed_model(char *path, size_t size)
+{
+    static const char symbol;
+    char library[PATH_MAX];
+    Dl_info info;
+    if (!dladdr(&symbol, &info) || !info.dli_fname || !strchr(info.dli_fname, '/') ||
+        !realpath(info.dli_fname, library))
+        return false;
+    const char *relative = DOSEMAP_DATA_FROM_LIBRARY "/" MODEL_FILE;
+    *strrchr(library, '/') = '\0';
+    while (strncmp(relative, "../", 3) == 0 && strrchr(library, '/')) {
+        *strrchr(library, '/') = '\0';
+        relative += 3;
+    }
+    return snprintf(path, size, "%s/%s", library, relative) < (int)size;
+}
+
+static void find_model_places(model_places *places)
 {
     const char *named = getenv("DOSEMAP_MODEL");
-    places[0] = named && named[0] ? named : NULL;
-    places[1] = DOSEMAP_DATA_DIR "/" MODEL_FILE;
-    places[2] = DOSEMAP_BUILD_WEIGHTS "/" MODEL_FILE;
+    places->path[0] = named && named[0] ? named : NULL;
+    places->path[1] = installed_model(places->installed, sizeof places->installed)
+                          ? places->installed
+                          : DOSEMAP_DATA_DIR "/" MODEL_FILE;
+    places->path[2] = DOSEMAP_BUILD_WEIGHTS "/" MODEL_FILE;
 }
 
 dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
 {
-    const char *places[3];
-    model_places(places);
+    model_places places;
+    find_model_places(&places);
     if (size > 0)
         path[0] = '\0';
     for (int i = 0; i < 3; i++) {
-        if (!places[i])
+        const char *place = places.path[i];
+        if (!place)
             continue;
-        if (access(places[i], R_OK) == 0) {
-            if (snprintf(path, size, "%s", places[i]) < (int)size)
+        if (access(place, R_OK) == 0) {
+            if (snprintf(path, size, "%s", place) < (int)size)
                 return DM_OK;
-            return error_set(err, DM_ERROR_VALUE, places[i], "use a shorter path",
+            return error_set(err, DM_ERROR_VALUE, place, "use a shorter path",
                              "the path does not fit into %zu bytes", size);
         }
         if (i == 0) /* what was asked for by name is not replaced by something else */
-            return error_set(err, DM_ERROR_IO, places[0], "correct or unset DOSEMAP_MODEL",
+            return error_set(err, DM_ERROR_IO, place, "correct or unset DOSEMAP_MODEL",
                              "the weights that $DOSEMAP_MODEL names cannot be read");
     }
     return error_set(err, DM_ERROR_IO, NULL, "name weights with --model FILE or $DOSEMAP_MODEL",
-                     "no weights at %s or %s", places[1], places[2]);
+                     "no weights at %s or %s", places.path[1], places.path[2]);
 }
 
 /* ---- Doctor --------------------------------------------------------------------------------- */
@@ -83,13 +111,13 @@ static json_t *cpu_facts(void)
 static json_t *model_facts(void)
 {
     char path[4096];
-    const char *places[3];
+    model_places places;
     dm_error err = {0};
     json_t *searched = json_array();
-    model_places(places);
+    find_model_places(&places);
     for (int i = 0; i < 3; i++)
-        if (places[i])
-            json_array_append_new(searched, string_or_null(places[i]));
+        if (places.path[i])
+            json_array_append_new(searched, string_or_null(places.path[i]));
     bool found = dm_default_model_path(path, sizeof path, &err) == DM_OK;
     return json_pack("{s:o, s:o, s:o}", "default", string_or_null(found ? path : NULL), "searched",
                      searched, "problem", string_or_null(found ? NULL : err.what));

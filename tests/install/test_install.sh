@@ -26,8 +26,12 @@ cmake -S "$source/tests/install" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" 
 cmake --build "$work/cmake" >/dev/null
 PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name dosemap.pc)")
 export PKG_CONFIG_PATH
-read -ra flags <<< "$(pkg-config --define-variable=prefix="$prefix" --cflags --libs dosemap)"
+read -ra flags <<< "$(pkg-config --cflags --libs dosemap)"
 cc "$source/tests/install/predict_example.c" -o "$work/by_pkg_config" "${flags[@]}"
+
+default=$(env -u DOSEMAP_MODEL "$prefix/bin/dosemap" doctor | awk '$1 == "weights" {print $2}')
+[ "$default" = "$(realpath "$prefix/share/dosemap/dosegan-constructed.safetensors.zst")" ] ||
+    { echo "the installed program takes the weights '$default'"; exit 1; }
 
 DOSEMAP_MODEL=$(find "$prefix/share/dosemap" -name 'dosegan-16*.safetensors.zst')
 export DOSEMAP_MODEL

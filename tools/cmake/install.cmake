@@ -17,6 +17,9 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/dosemapConfigVersion.cmak
                                  COMPATIBILITY SameMajorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/dosemapConfigVersion.cmake DESTINATION ${config_dir})
 
+# As seen from the file, so that `cmake --install --prefix` may name another prefix.
+file(RELATIVE_PATH prefix_from_pc ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" prefix_from_pc "${prefix_from_pc}")
 configure_file(tools/cmake/dosemap.pc.in dosemap.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/dosemap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
