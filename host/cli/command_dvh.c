@@ -92,6 +92,8 @@ static dm_status compute(const char *dose_path, const dvh_args *args, const dm_d
     } else if (status == DM_OK && !args->output) {
         print_table(dvh, args->per_activity ? "Gy/GBq" : "Gy");
     }
+    if (status != DM_OK && err->where[0] == '\0')
+        snprintf(err->where, sizeof err->where, "%.511s", dose_path);
     dm_string_free(json);
     dm_dvh_free(dvh);
     dm_labels_free(labels);

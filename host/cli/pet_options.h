@@ -21,8 +21,8 @@ dm_status pet_args_apply(const pet_args *args, dm_pet_info *info, dm_error *err)
 /* clang-format off */
 #define PET_OPTIONS(type, member) \
     {"units", 0, OPTION_STRING, PET_OPTION(type, member, units), "suv|bqml|kbqml", "unit of the PET's values", 0, 0, "Quantification (override the PET's sidecar)"}, \
-    {"body-weight", 0, OPTION_NUMBER, PET_OPTION(type, member, body_weight_kg), "KG", "patient's weight; needed for SUV, not for Bq/mL with an injected activity", 0.5, 700, NULL}, \
-    {"injected", 0, OPTION_NUMBER, PET_OPTION(type, member, injected_mbq), "MBQ", "activity injected for the PET, at the injection time", 1e-6, 1e6, NULL}, \
+    {"body-weight", 0, OPTION_NUMBER, PET_OPTION(type, member, body_weight_kg), "KG", "patient's weight; needed for SUV, not for Bq/mL with an injected activity", 1, 500, NULL}, \
+    {"injected", 0, OPTION_NUMBER, PET_OPTION(type, member, injected_mbq), "MBQ", "activity injected for the PET, at the injection time", 1e-3, 1e6, NULL}, \
     {"residual", 0, OPTION_NUMBER, PET_OPTION(type, member, residual_mbq), "MBQ", "activity left in the syringe, at the injection time", 0, 1e6, NULL}, \
     {"decay-correction", 0, OPTION_STRING, PET_OPTION(type, member, decay), "injection|start|none", "time to which the image is decay-corrected", 0, 0, NULL}, \
     {"injection-time", 0, OPTION_STRING, PET_OPTION(type, member, injection_time), "TIME", "HH:MM:SS, date and time, or seconds", 0, 0, NULL}, \
