@@ -92,30 +92,34 @@ static const char *const kinds[] = {"conv", "transposed", "norm", "pointwise", "
 /* Medians over repetitions of the whole network, so that caches are as they are in use. */
 static int print_steps(const plan *p, const network *net, worker *w)
 {
-    enum { REPEAT = 15 };
+    enum { REPEAT = 25 };
     dm_error err = {0};
-    double *times = calloc(p->n_steps * REPEAT, sizeof *times), total = 0;
+    double *times = calloc(p->n_steps * REPEAT, sizeof *times), total = 0, least = 0;
     if (!times)
         return 1;
     worker_thread_init();
     for (size_t r = 0; r < REPEAT; r++)
         for (size_t i = 0; i < p->n_steps; i++) {
             double begin = now();
-            if (worker_run_step(w, i, &err) != DM_OK)
+            if (worker_run_step(w, i, &err) != DM_OK) {
+                free(times);
                 return print_error(&err);
+            }
             times[i * REPEAT + r] = now() - begin;
         }
-    printf("%-28s %-10s %9s %9s %8s  %s\n", "step", "kind", "ms", "GFLOP/s", "GB/s", "kernel");
+    printf("%-28s %-10s %9s %9s %9s %8s  %s\n", "step", "kind", "ms", "least", "GFLOP/s", "GB/s",
+           "kernel");
     for (size_t i = 0; i < p->n_steps; i++) {
         const plan_step *s = &p->steps[i];
         qsort(times + i * REPEAT, REPEAT, sizeof *times, compare_doubles);
         double t = times[i * REPEAT + REPEAT / 2];
         total += t;
-        printf("%-28s %-10s %9.3f %9.1f %8.1f  %s\n", s->name, kinds[s->kind], t * 1e3,
-               s->useful_flops / t * 1e-9, s->bytes / t * 1e-9,
+        least += times[i * REPEAT];
+        printf("%-28s %-10s %9.3f %9.3f %9.1f %8.1f  %s\n", s->name, kinds[s->kind], t * 1e3,
+               times[i * REPEAT] * 1e3, s->useful_flops / t * 1e-9, s->bytes / t * 1e-9,
                network_kernel(net, i) ? network_kernel(net, i) : "own");
     }
-    printf("sum of medians %.3f ms\n", total * 1e3);
+    printf("sum of medians %.3f ms, of least times %.3f ms\n", total * 1e3, least * 1e3);
     free(times);
     return 0;
 }

@@ -110,9 +110,11 @@ dm_status network_create(const plan *p, network **created, dm_error *err)
         if (p->tensors[i].channels > net->channels)
             net->channels = p->tensors[i].channels;
     note_size(net, net->channels);
-    net->steps = array_zero(p->n_steps, sizeof *net->steps);
-    if (!net->steps && p->n_steps > 0)
-        status = error_memory(err, p->n_steps * sizeof *net->steps, "the network's steps");
+    net->steps = array_zero(p->n_steps + 1, sizeof *net->steps);
+    if (!net->steps) {
+        network_free(net);
+        return error_memory(err, (p->n_steps + 1) * sizeof *net->steps, "the network's steps");
+    }
     for (size_t i = 0; status == DM_OK && i < p->n_steps; i++)
         status = prepare(net, &p->steps[i], &net->steps[i], err);
     if (status == DM_OK)
@@ -246,8 +248,8 @@ static dm_status allocate(worker *w, dm_error *err)
     const network *net = w->network;
     worker_layout l = lay_out(net);
     w->memory = array_zero(l.bytes, 1);
-    w->links = array_zero(net->n_links ? net->n_links : 1, sizeof *w->links);
-    w->steps = array_zero(net->plan->n_steps ? net->plan->n_steps : 1, sizeof *w->steps);
+    w->links = array_zero(net->n_links + 1, sizeof *w->links);
+    w->steps = array_zero(net->plan->n_steps + 1, sizeof *w->steps);
     if (!w->memory || !w->links || !w->steps)
         return error_memory(err, l.bytes, "a worker's activations; a smaller tile needs less");
     w->scratch = w->memory + l.scratch;

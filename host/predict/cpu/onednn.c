@@ -380,8 +380,7 @@ static dnnl_status_t pack_weights(const convolution_spec *spec, convolution *con
     if (s == dnnl_success)
         s = dnnl_memory_create(&conv->weights, packed, conv->engine, DNNL_MEMORY_ALLOCATE);
     if (s == dnnl_success) /* only read; the API has no const */
-        s = dnnl_memory_create(&from, layout_of(&plain), conv->engine,
-                               (void *)(uintptr_t)spec->weight);
+        s = dnnl_memory_create(&from, layout_of(&plain), conv->engine, (void *)spec->weight);
     if (s == dnnl_success)
         s = dnnl_reorder_primitive_desc_create(&pd, layout_of(&plain), conv->engine, packed,
                                                conv->engine, NULL);
@@ -575,7 +574,7 @@ void convolution_unbind(convolution_binding *binding)
 /* The library only reads what it is given as a source; its API has no const. */
 static dnnl_status_t point_to(dnnl_memory_t memory, const void *data)
 {
-    return dnnl_memory_set_data_handle(memory, (void *)(uintptr_t)data);
+    return dnnl_memory_set_data_handle(memory, (void *)data);
 }
 
 dm_status convolution_run(convolution_binding *binding, const void *source, void *destination,

@@ -33,8 +33,7 @@ size_t rows_capacity(const step_buffers *buffers, size_t channels)
     return buffers->row_floats / channels;
 }
 
-/* ---- Loading and storing ----------------------------------------------------------------------
- */
+/* ---- Loading and storing -------------------------------------------------------------------- */
 
 MANY_CPUS
 static void widen(const uint16_t *restrict from, size_t pitch, size_t n, size_t channels,
@@ -126,13 +125,34 @@ void rows_finish(const step_buffers *buffers, const tensor_view *out, const boun
     store(buffers->row, out, first, n);
 }
 
-/* ---- Pointwise --------------------------------------------------------------------------------
- */
+/* ---- Pointwise ------------------------------------------------------------------------------ */
+
+/* Bytes as they are, where nothing is to be computed. */
+static void copy_voxels(const tensor_view *in, const tensor_view *out, size_t first)
+{
+    size_t bytes = in->channels * element_size(in->type), voxels = view_voxels(in);
+    size_t from_step = in->pitch * element_size(in->type);
+    size_t to_step = out->pitch * element_size(out->type);
+    const char *from = in->data;
+    char *to = voxel(out, first);
+    for (size_t v = 0; v < voxels; v++)
+        memcpy(to + v * to_step, from + v * from_step, bytes);
+}
+
+static bool is_plain_copy(const tensor_view *in, const tensor_view *out, const bound_chain *chain)
+{
+    return chain->n == 0 && in->type == out->type && in->channels == out->channels &&
+           in->data != out->data;
+}
 
 void step_pointwise_part(const step_buffers *buffers, const tensor_view *in, size_t first,
                          const tensor_view *out, const bound_chain *chain)
 {
     size_t voxels = view_voxels(in), capacity = rows_capacity(buffers, out->channels);
+    if (is_plain_copy(in, out, chain)) {
+        copy_voxels(in, out, first);
+        return;
+    }
     for (size_t v = 0; v < voxels; v += capacity) {
         size_t n = voxels - v < capacity ? voxels - v : capacity;
         load(in, v, n, buffers->row);
@@ -144,6 +164,10 @@ void step_pointwise(const step_buffers *buffers, const tensor_view *in, const te
                     const bound_chain *chain)
 {
     size_t voxels = view_voxels(out), capacity = rows_capacity(buffers, out->channels);
+    if (view_voxels(in) == voxels && in->channels == out->channels) {
+        step_pointwise_part(buffers, in, 0, out, chain);
+        return;
+    }
     for (size_t v = 0; v < voxels; v += capacity) {
         size_t n = voxels - v < capacity ? voxels - v : capacity;
         rows_load(in, out, v, n, buffers->row);
@@ -151,8 +175,7 @@ void step_pointwise(const step_buffers *buffers, const tensor_view *in, const te
     }
 }
 
-/* ---- Unfolding transposed convolutions --------------------------------------------------------
- */
+/* ---- Unfolding transposed convolutions ------------------------------------------------------ */
 
 /* Output line (z, y) from its line of input voxels, a run at a time. */
 static void unfold_line(const step_buffers *buffers, const int kernel[3], const tensor_view *blocks,

@@ -125,7 +125,8 @@ static void check_step(step_kind kind, int kernel, int stride, int pad, int grou
     assert_true(node_output_size(&k.node, in, out, NULL, 0));
     k.step.in = case_tensor(&k, ELEMENT_F32, 12, in[0], in[1], in[2], 0, 0);
     k.step.out = case_tensor(&k, ELEMENT_F32, 8, out[0], out[1], out[2], 0, after);
-    k.step.weight = case_floats(&k, 12 * 8 / (size_t)groups * (size_t)(kernel * kernel * kernel));
+    k.step.weight = case_floats(&k, (size_t)12 * 8 / (size_t)groups * (size_t)kernel *
+                                        (size_t)kernel * (size_t)kernel);
     k.step.bias = case_floats(&k, 8);
     case_link(&k, CHAIN_ADD_TENSOR, case_tensor(&k, ELEMENT_F32, 8, out[0], out[1], out[2], 0, 0),
               0);

@@ -122,6 +122,7 @@ static void test_norm_far_from_zero(void **state)
 {
     (void)state;
     enum { VOXELS = 4096, CHANNELS = 3 };
+    const size_t count = (size_t)VOXELS * CHANNELS;
     network_case k;
     dm_error err = {0};
     network *net;
@@ -136,16 +137,16 @@ static void test_norm_far_from_zero(void **state)
     assert_int_equal(worker_create(net, &w, &err), DM_OK);
     float *in = worker_arena(w), *out = in + k.tensors[k.step.out].offset / sizeof(float);
     double mean[CHANNELS] = {0}, variance[CHANNELS] = {0};
-    for (size_t i = 0; i < VOXELS * CHANNELS; i++) {
+    for (size_t i = 0; i < count; i++) {
         in[i] = 1000.0f + case_random(&k);
         mean[i % CHANNELS] += (double)in[i] / VOXELS;
     }
-    for (size_t i = 0; i < VOXELS * CHANNELS; i++) {
+    for (size_t i = 0; i < count; i++) {
         double d = (double)in[i] - mean[i % CHANNELS];
         variance[i % CHANNELS] += d * d / VOXELS;
     }
     assert_int_equal(worker_run(w, &err), DM_OK);
-    for (size_t i = 0; i < VOXELS * CHANNELS; i++) {
+    for (size_t i = 0; i < count; i++) {
         double want = ((double)in[i] - mean[i % CHANNELS]) /
                       sqrt(variance[i % CHANNELS] + (double)k.node.epsilon);
         assert_true(fabs((double)out[i] - want) <= 1e-4);
