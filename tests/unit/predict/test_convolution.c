@@ -139,6 +139,7 @@ static void test_older_cpu(void **state)
 {
     (void)state;
     check_step(STEP_CONV, 3, 1, 1, 1, 0);
+    check_step(STEP_CONV, 3, 2, 1, 4, 0);
     check_step(STEP_CONV, 3, 2, 1, 4, 8);
     check_step(STEP_CONV, 1, 1, 0, 1, 1);
     check_step(STEP_CONV_TRANSPOSE, 2, 2, 0, 1, 0);

@@ -212,7 +212,7 @@ static void test_pools(void **state)
          .node = {.kernel = {3, 3, 3},
                   .stride = {2, 2, 2},
                   .pad_begin = {1, 1, 0},
-                  .pad_end = {0, 1, 1},
+                  .pad_end = {1, 1, 0},
                   .ceil_mode = true,
                   .count_include_pad = true}},
         {"global",
