@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dosemap completion bash|zsh|fish: shell completion from the tables of commands and options. */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +18,23 @@ const command command_completion = {"completion",
                                     no_options,
                                     run};
 
-/* Words to offer behind an option, for choices only. */
-static void print_choices(const char *argument)
+/* Words to offer behind an option: those of "auto|cpu|cuda[:N]" or "VALUE|off" that are to be
+ * written as they stand, in lower case. Returns how many; prints nothing for out == NULL. */
+static size_t print_choices(FILE *out, const option_spec *option)
 {
-    for (const char *p = argument; *p; p++)
-        putchar(*p == '|' ? ' ' : *p);
+    size_t count = 0;
+    const char *p = option->argument ? option->argument : "";
+    for (bool more = *p; more;) {
+        size_t n = strcspn(p, "|");
+        if (islower((unsigned char)*p)) {
+            if (out)
+                fprintf(out, "%s%.*s", count ? " " : "", (int)strcspn(p, "|["), p);
+            count++;
+        }
+        more = p[n] == '|';
+        p += n + more;
+    }
+    return count;
 }
 
 static bool is_file(const option_spec *spec)
@@ -33,9 +46,9 @@ static void print_bash_command(const command *cmd)
 {
     printf("    %s)\n        case \"$prev\" in\n", cmd->name);
     for (const option_spec *o = cmd->options; o->name; o++) {
-        if (o->kind == OPTION_CHOICE) {
+        if (!is_file(o) && print_choices(NULL, o) > 0) {
             printf("        --%s) COMPREPLY=($(compgen -W '", o->name);
-            print_choices(o->argument);
+            print_choices(stdout, o);
             printf("' -- \"$cur\")); return ;;\n");
         } else if (o->kind != OPTION_FLAG && !is_file(o)) {
             printf("        --%s) return ;;\n", o->name);
@@ -93,9 +106,9 @@ static void print_fish(void)
                 printf(" -s %c", o->letter);
             if (o->kind != OPTION_FLAG)
                 printf(is_file(o) ? " -r" : " -x");
-            if (o->kind == OPTION_CHOICE) {
+            if (!is_file(o) && print_choices(NULL, o) > 0) {
                 printf(" -a '");
-                print_choices(o->argument);
+                print_choices(stdout, o);
                 printf("'");
             }
             printf(" -d ");

@@ -24,7 +24,8 @@ static void print_help(FILE *out)
     for (size_t i = 0; commands[i]; i++)
         fprintf(out, "  %-11s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(out,
-            "\n'dosemap COMMAND --help' tells more. Any other NAME runs dosemap-NAME from PATH.\n"
+            "\n'dosemap COMMAND --help' tells more. Any other NAME runs dosemap-NAME from PATH.\n\n"
+            "Options:\n"
             "      --version   show the version\n"
             "  -h, --help      show this text\n");
 }
@@ -67,7 +68,10 @@ static int dispatch(int argc, char **argv)
         return EXIT_DONE;
     }
     if (argv[1][0] == '-') {
-        fprintf(stderr, "dosemap: '%s' comes after a command\nTry 'dosemap --help'.\n", argv[1]);
+        fprintf(stderr,
+                "dosemap: '%s' is no option of dosemap itself; options of a command come "
+                "after it\nTry 'dosemap --help'.\n",
+                argv[1]);
         return EXIT_USAGE;
     }
     for (size_t i = 0; commands[i]; i++)

@@ -62,8 +62,8 @@ static int store_number(const command *cmd, const option_spec *spec, const char 
 {
     double value = 0;
     if (!parse_number(text, &value) || value < spec->minimum || value > spec->maximum)
-        return usage_error(cmd, "--%s wants a number from %g to %g, not '%s'", spec->name,
-                           spec->minimum, spec->maximum, text);
+        return usage_error(cmd, "--%s %s wants a number from %g to %g, not '%s'", spec->name,
+                           spec->argument, spec->minimum, spec->maximum, text);
     if (spec->kind == OPTION_NUMBER) {
         *(double *)field = value;
         return -1;
@@ -163,24 +163,14 @@ int options_parse(const command *cmd, int argc, char **argv, void *values, strin
 /* Words of `text` filled between `column` and HELP_WIDTH; the first line is already at `at`. */
 static void print_filled(const char *text, int at, int column)
 {
-    while (*text) {
-        int n = (int)strcspn(text, " \n");
-        if (at + n > HELP_WIDTH && at > column) {
+    for (const char *word = text; *word;) {
+        int n = (int)strcspn(word, " ");
+        if (at + n + 1 > HELP_WIDTH && at > column) {
             printf("\n%*s", column, "");
             at = column;
         }
-        printf("%.*s", n, text);
-        at += n;
-        text += n;
-        if (*text == '\n') {
-            printf("\n%*s", column, "");
-            at = column;
-            text++;
-        } else if (*text == ' ') {
-            putchar(' ');
-            at++;
-            text++;
-        }
+        at += printf("%s%.*s", at > column ? " " : "", n, word);
+        word += n + (word[n] == ' ');
     }
     putchar('\n');
 }
@@ -209,6 +199,8 @@ void command_help(const command *cmd)
         putchar('\n');
         print_filled(cmd->details, 0, 0);
     }
+    if (!cmd->options->group)
+        printf("\nOptions:\n");
     for (const option_spec *spec = cmd->options; spec->name; spec++)
         print_option(spec);
     printf("  -h, --help%*sshow this text\n", HELP_COLUMN - 12, "");
