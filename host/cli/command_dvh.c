@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/dose_sidecar.h"
 #include "cli/number_list.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
@@ -26,7 +27,7 @@ static const option_spec dvh_options[] = {
     {"resample-labels", 0, OPTION_FLAG, FIELD(resample_labels), NULL, "bring labels from another grid onto the dose map's by nearest neighbour", 0, 0, NULL},
     {"output", 'o', OPTION_FILE, FIELD(output), "PREFIX", "write PREFIX_dvh.tsv and PREFIX_organs.tsv (default: print the organ table)", 0, 0, NULL},
     {"vx", 0, OPTION_STRING, FIELD(vx), "D[,D...]", "also report the volume that receives at least D", 0, 0, NULL},
-    {"per-activity", 0, OPTION_FLAG, FIELD(per_activity), NULL, "the map is in Gy/GBq instead of Gy", 0, 0, NULL},
+    {"per-activity", 0, OPTION_FLAG, FIELD(per_activity), NULL, "the map is in Gy/GBq instead of Gy (default: what the map's sidecar says, then Gy)", 0, 0, NULL},
     {"threads", 0, OPTION_COUNT, FIELD(threads), "N", "CPU threads (default: OMP_NUM_THREADS, then all cores)", 1, 4096, NULL},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "print the organ table as JSON", 0, 0, NULL},
     {"quiet", 'q', OPTION_FLAG, FIELD(quiet), NULL, "errors only", 0, 0, NULL},
@@ -42,14 +43,23 @@ const command command_dvh = {"dvh",
                              dvh_options,
                              run};
 
-static void print_table(const dm_dvh *dvh, const char *unit)
+static void print_table(const dm_dvh *dvh, const dm_dvh_options *options)
 {
-    printf("%-24s %8s %10s %10s %10s %10s %10s  (%s)\n", "structure", "voxels", "cm3", "mean", "D2",
-           "D50", "D98", unit);
+    printf("%-24s %8s %10s %10s %10s %10s %10s", "structure", "voxels", "cm3", "mean", "D2", "D50",
+           "D98");
+    for (size_t v = 0; v < options->n_v_thresholds; v++) {
+        char title[32];
+        snprintf(title, sizeof title, "V%g (%%)", options->v_thresholds[v]);
+        printf(" %10s", title);
+    }
+    printf("  (%s)\n", options->per_activity ? "Gy/GBq" : "Gy");
     for (size_t i = 0; i < dm_dvh_count(dvh); i++) {
         const dm_structure_dose *s = dm_dvh_structure(dvh, i);
-        printf("%-24s %8zu %10.4g %10.4g %10.4g %10.4g %10.4g\n", s->name, s->voxels, s->volume_cm3,
+        printf("%-24s %8zu %10.4g %10.4g %10.4g %10.4g %10.4g", s->name, s->voxels, s->volume_cm3,
                s->mean, s->d2, s->d50, s->d98);
+        for (size_t v = 0; v < options->n_v_thresholds; v++)
+            printf(" %10.4g", s->v_percent[v]);
+        putchar('\n');
     }
 }
 
@@ -90,7 +100,7 @@ static dm_status compute(const char *dose_path, const dvh_args *args, const dm_d
         if (status == DM_OK)
             puts(json);
     } else if (status == DM_OK && !args->output) {
-        print_table(dvh, args->per_activity ? "Gy/GBq" : "Gy");
+        print_table(dvh, options);
     }
     if (status != DM_OK && err->where[0] == '\0')
         snprintf(err->where, sizeof err->where, "%.511s", dose_path);
@@ -98,6 +108,20 @@ static dm_status compute(const char *dose_path, const dvh_args *args, const dm_d
     dm_dvh_free(dvh);
     dm_labels_free(labels);
     dm_volume_free(dose);
+    return status;
+}
+
+/* A map says in its sidecar what it is in; the option is for maps of other programs. */
+static int find_unit(const char *dose_path, const dvh_args *args, dm_dvh_options *options)
+{
+    int status = -1;
+    json_t *sidecar = dose_sidecar_load(dose_path);
+    const char *unit = dose_sidecar_unit(sidecar);
+    options->per_activity = args->per_activity || (unit && strcmp(unit, "Gy/GBq") == 0);
+    if (args->per_activity && unit && strcmp(unit, "Gy") == 0)
+        status =
+            usage_error(&command_dvh, "--per-activity, but the sidecar of %s says Gy", dose_path);
+    json_decref(sidecar);
     return status;
 }
 
@@ -119,8 +143,9 @@ static int run(int argc, char **argv)
         if (options.n_v_thresholds == 0)
             status = usage_error(&command_dvh, "--vx wants doses like 5,10,20, not '%s'", args.vx);
     }
+    if (status < 0)
+        status = find_unit(doses.items[0], &args, &options);
     if (status < 0) {
-        options.per_activity = args.per_activity;
         options.threads = args.threads;
         status = EXIT_DONE;
         if (compute(doses.items[0], &args, &options, &err) != DM_OK) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cli/commands.h"
+#include "cli/dose_sidecar.h"
 #include "cli/number_list.h"
 #include "cli/pet_options.h"
 #include "cli/terminal.h"
@@ -30,9 +31,9 @@ typedef struct predict_args {
 /* clang-format off */
 static const option_spec predict_options[] = {
     {"output", 'o', OPTION_FILE, FIELD(output), "OUT.nii[.gz|.zst]", "dose map to write (one PET); OUT.json, and with --labels OUT_dvh.tsv and OUT_organs.tsv, appear beside it", 0, 0, "Output"},
-    {"out-dir", 0, OPTION_FILE, FIELD(out_dir), "DIR", "folder for the outputs of several PETs: NAME_pet.nii.gz becomes DIR/NAME_dose.nii.gz", 0, 0, NULL},
-    {"activity", 'a', OPTION_NUMBER, FIELD(activity_gbq), "GBQ", "therapy activity administered; the map is then in Gy, without it in Gy/GBq", 1e-6, 1e4, NULL},
-    {"resume", 0, OPTION_FLAG, FIELD(resume), NULL, "skip PETs whose dose map is finished", 0, 0, NULL},
+    {"out-dir", 0, OPTION_FILE, FIELD(out_dir), "DIR", "folder for the outputs of several PETs, made if it is missing: NAME_pet.nii.gz becomes DIR/NAME_dose.nii.gz", 0, 0, NULL},
+    {"activity", 'a', OPTION_NUMBER, FIELD(activity_gbq), "GBQ", "therapy activity administered; the map is then in Gy, without it in Gy/GBq", 1e-6, 200, NULL},
+    {"resume", 0, OPTION_FLAG, FIELD(resume), NULL, "skip PETs whose dose map is finished, with the same --activity, --model and --overlap, and with tables if --labels is given", 0, 0, NULL},
     {"model", 'm', OPTION_FILE, FIELD(model), "FILE", "network weights (default: $DOSEMAP_MODEL, then the installed ones)", 0, 0, "Model"},
     PET_OPTIONS(predict_args, pet),
     {"nan-to-zero", 0, OPTION_FLAG, FIELD(nan_to_zero), NULL, "take NaN and Inf voxels as 0 instead of failing", 0, 0, NULL},
@@ -124,6 +125,11 @@ static int fill_options(const predict_args *args, double *vx, dm_predict_options
             return usage_error(&command_predict, "--vx wants doses like 5,10,20, not '%s'",
                                args->vx);
     }
+    /* Words that nobody knows are found before the first PET is read. */
+    dm_pet_info unread = {0};
+    dm_error err = {0};
+    if (pet_args_apply(&args->pet, &unread, &err) != DM_OK)
+        return usage_error(&command_predict, "%s; %s", err.what, err.remedy);
     return parse_tile(args, options);
 }
 
@@ -182,6 +188,21 @@ static bool same_file(const char *a, const char *b)
     struct stat sa, sb;
     return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
            sa.st_ino == sb.st_ino;
+}
+
+/* --out-dir with the folders above it. What fails is reported by check_folder, with each PET. */
+static void make_folder(const char *path)
+{
+    char part[4096];
+    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part)
+        return;
+    for (char *p = part + 1; *p; p++)
+        if (*p == '/') {
+            *p = '\0';
+            mkdir(part, 0777);
+            *p = '/';
+        }
+    mkdir(part, 0777);
 }
 
 /* Before the work of hours: the folder can be written to. */
@@ -260,6 +281,18 @@ static void print_json(const char *pet, const dm_output_paths *paths,
     json_decref(object);
 }
 
+/* Nobody should take a constructed example for a trained network. */
+static void print_weights(const dm_prediction *prediction)
+{
+    json_t *provenance = json_loads(dm_prediction_provenance_json(prediction), 0, NULL);
+    const json_t *model = json_object_get(provenance, "Model");
+    const char *name = json_string_value(json_object_get(model, "Name"));
+    const json_t *trained = json_object_get(model, "Trained");
+    printf("weights      %s%s\n", name ? name : "without a name",
+           json_is_false(trained) ? ": constructed, NOT TRAINED" : "");
+    json_decref(provenance);
+}
+
 static void report(const predict_args *args, const char *pet, const dm_output_paths *paths,
                    const dm_prediction *prediction)
 {
@@ -270,16 +303,55 @@ static void report(const predict_args *args, const char *pet, const dm_output_pa
         printf("dose map     %s\nsidecar      %s\n", paths->dose, paths->sidecar);
         if (has_dvh)
             printf("DVH          %s\norgan table  %s\n", paths->dvh, paths->organs);
+        print_weights(prediction);
     }
     fflush(stdout);
 }
 
 typedef struct cohort_job {
     const predict_args *args;
-    const dm_predict_options *options;
+    const dm_model *model;
     dm_predictor *predictor;
     const char *command_line;
 } cohort_job;
+
+/* The option that an earlier prediction was made without or with another value of, or NULL. */
+static const char *other_option(const cohort_job *cohort, const json_t *sidecar,
+                                const dm_output_paths *paths)
+{
+    const predict_args *args = cohort->args;
+    const json_t *activity = json_object_get(sidecar, "TherapyActivityGBq");
+    const json_t *overlap = json_object_get(json_object_get(sidecar, "Options"), "Overlap");
+    const char *model =
+        json_string_value(json_object_get(json_object_get(sidecar, "Model"), "Name"));
+    if (isnan(args->activity_gbq) ? json_is_number(activity)
+                                  : json_number_value(activity) != args->activity_gbq)
+        return "--activity";
+    if (!model || strcmp(model, dm_model_name(cohort->model)) != 0)
+        return "--model";
+    if (!isnan(args->overlap) && json_number_value(overlap) != args->overlap)
+        return "--overlap";
+    if (args->labels.count > 0 &&
+        (!dose_sidecar_has_output(sidecar, "dvh") || access(paths->dvh, R_OK) != 0 ||
+         !dose_sidecar_has_output(sidecar, "organs") || access(paths->organs, R_OK) != 0))
+        return "--labels";
+    return NULL;
+}
+
+static bool is_finished(const cohort_job *cohort, const dm_output_paths *paths)
+{
+    if (!dm_prediction_is_complete(paths->dose))
+        return false;
+    json_t *sidecar = dose_sidecar_load(paths->dose);
+    const char *other = other_option(cohort, sidecar, paths);
+    json_decref(sidecar);
+    if (!cohort->args->quiet && other)
+        fprintf(stderr, "dosemap: %s is finished, but with another %s: made again\n", paths->dose,
+                other);
+    else if (!cohort->args->quiet)
+        fprintf(stderr, "dosemap: %s is finished, skipped\n", paths->dose);
+    return !other;
+}
 
 static dm_status predict_one(const cohort_job *cohort, const char *pet_path, size_t index,
                              dm_error *err)
@@ -299,11 +371,8 @@ static dm_status predict_one(const cohort_job *cohort, const char *pet_path, siz
     dm_status status = dm_output_paths_from(dose, &paths, err);
     if (status != DM_OK || (status = check_folder(dose, err)) != DM_OK)
         return status;
-    if (args->resume && dm_prediction_is_complete(dose)) {
-        if (!args->quiet)
-            fprintf(stderr, "dosemap: %s is finished, skipped\n", dose);
+    if (args->resume && is_finished(cohort, &paths))
         return DM_OK;
-    }
     if ((status = dm_pet_info_read(pet_path, &info, err)) != DM_OK ||
         (status = check_inputs_stay(args, index, pet_path, info.sidecar, &paths, err)) != DM_OK ||
         (status = dm_volume_read(pet_path, &pet, err)) != DM_OK ||
@@ -329,6 +398,8 @@ done:
 static int predict_all(cohort_job *cohort, const string_list *pets, progress_bar *bar)
 {
     int exit_status = EXIT_DONE;
+    if (cohort->args->out_dir)
+        make_folder(cohort->args->out_dir);
     for (size_t i = 0; i < pets->count; i++) {
         dm_error err = {0};
         const char *slash = strrchr(pets->items[i], '/');
@@ -365,7 +436,7 @@ static int run(int argc, char **argv)
     dm_model *model = NULL;
     dm_error err = {0};
     progress_bar bar = {0};
-    cohort_job cohort = {&args, &options, NULL, NULL};
+    cohort_job cohort = {&args, NULL, NULL, NULL};
     char default_model[4096];
 
     char *line = join_arguments(argc, argv);
@@ -389,6 +460,7 @@ static int run(int argc, char **argv)
     if (dm_model_load(args.model, &model, &err) != DM_OK ||
         dm_predictor_create(model, &options, &cohort.predictor, &err) != DM_OK)
         goto failed;
+    cohort.model = model;
     status = predict_all(&cohort, &pets, &bar);
     goto done;
 failed:

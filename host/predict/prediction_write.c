@@ -206,8 +206,11 @@ static dm_status write_sidecar(json_t *root, const char *path, dm_error *err)
 {
     char *text = NULL;
     dm_status status = json_print(root, &text, err);
-    if (status == DM_OK)
-        status = output_write_all(path, text, strlen(text), err);
+    if (status == DM_OK) {
+        size_t size = strlen(text);
+        text[size] = '\n'; /* a text file ends with one; its length no longer needs the NUL */
+        status = output_write_all(path, text, size + 1, err);
+    }
     dm_string_free(text);
     return status;
 }

@@ -3,6 +3,7 @@
 
 import json
 import os
+import pty
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def test_each_command_has_help(name: str) -> None:
     assert result.returncode == 0
     assert result.stdout.startswith(f"Usage: dosemap {name} ")
     assert max(map(len, result.stdout.splitlines())) <= 100
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
 
 
 def test_version() -> None:
@@ -50,6 +52,10 @@ def test_version() -> None:
         (("predict", "a.nii", "-o", "b.nii", "--threads", "0"), "from 1 to"),
         (("predict", "a.nii", "-o", "b.nii", "--nonsense"), "nonsense"),
         (("predict", "x/a.nii", "y/a.nii", "--out-dir", "z"), "would both become"),
+        (("predict", "a.nii", "-o", "b.nii", "--units", "Bq/mL"), "suv|bqml|kbqml"),
+        (("predict", "a.nii", "-o", "b.nii", "--radionuclide", "Xx9"), "'Xx9' is unknown"),
+        (("predict", "a.nii", "-o", "b.nii", "--activity", "7400"), "--activity GBQ wants"),
+        (("--vrsion",), "'--vrsion' is no option"),
         (("dvh", "a.nii"), "--labels"),
         (("completion", "tcsh"), "not 'tcsh'"),
     ],
@@ -71,11 +77,18 @@ def test_other_programs_are_commands(tmp_path: Path) -> None:
 
 def test_completion_completes() -> None:
     script = dosemap("completion", "bash").stdout
-    probe = "COMP_WORDS=(dosemap predict --bo); COMP_CWORD=2; _dosemap; echo ${COMPREPLY[@]}"
-    result = subprocess.run(
-        ["bash", "-c", f"{script}\n{probe}"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "--body-weight"
+    for words, offered in (
+        ("predict --bo", "--body-weight"),
+        ("predict --units k", "kbqml"),
+        ("predict --device c", "cpu cuda"),
+        ("predict --skip-air ''", "off"),
+    ):
+        probe = f"COMP_WORDS=(dosemap {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dosemap"
+        result = subprocess.run(
+            ["bash", "-c", f"{script}\n{probe}; echo ${{COMPREPLY[@]}}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert result.stdout.strip() == offered
     assert "complete -c dosemap" in dosemap("completion", "fish").stdout
 
 
@@ -100,6 +113,11 @@ def test_quiet_prints_nothing(pet: Path, tmp_path: Path) -> None:
 
 
 def test_progress_bar_only_on_a_terminal(pet: Path, tmp_path: Path) -> None:
+    try:
+        for end in pty.openpty():
+            os.close(end)
+    except OSError:
+        pytest.skip("no pseudo-terminals here")
     command = f"{BIN} predict {pet} {' '.join(SUV_78 + QUICK)} -o {tmp_path}/out.nii.gz"
     env = {**os.environ, "DOSEMAP_MODEL": str(MODEL)}
     on_terminal = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import K_GY_PER_GBQ, QUICK, SUV_78, dosemap
+from conftest import K_GY_PER_GBQ, MODEL, QUICK, SUV_78, dosemap
 
 
 def expected(pet_data: np.ndarray) -> np.ndarray:
@@ -73,6 +73,7 @@ def test_sidecar_and_tables(pet: Path, labels: Path, pet_data: np.ndarray, tmp_p
     report = json.loads(result.stdout)
     sidecar = json.loads((tmp_path / "out.json").read_text())
     assert sidecar["schema_version"] == 1
+    assert (tmp_path / "out.json").read_text().endswith("}\n")
     text = json.dumps(sidecar)
     for word in ("sub-1_pet.nii.gz", "sub-1_dseg.nii.gz", "out.nii.gz", "float32", "gaussian"):
         assert word in text
@@ -124,6 +125,56 @@ def test_resume_skips_the_finished_and_redoes_the_damaged(pet: Path, tmp_path: P
     out.write_bytes(content[:-5])
     dosemap(*command, "--resume")
     assert out.read_bytes() == content
+
+
+def test_resume_redoes_what_was_made_otherwise(pet: Path, labels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.nii.gz"
+    command = ["predict", pet, *SUV_78, *QUICK, "--resume", "-o", out]
+    dosemap(*command)
+    for more, option in (
+        (("--activity", "7.4"), "--activity"),
+        (("--labels", labels), "--labels"),
+        (("--overlap", "0.25"), "--overlap"),
+        (("--model", MODEL.with_name("dosegan-constructed.safetensors.zst")), "--model"),
+    ):
+        command += more
+        result = dosemap(*command)
+        assert result.returncode == 0, result.stderr
+        assert f"with another {option}: made again" in result.stderr
+        assert "skipped" in dosemap(*command).stderr
+    (tmp_path / "out_dvh.tsv").unlink()
+    assert "with another --labels" in dosemap(*command).stderr
+    assert (tmp_path / "out_dvh.tsv").exists()
+
+
+def test_out_dir_is_made(pet: Path, tmp_path: Path) -> None:
+    result = dosemap("predict", pet, *SUV_78, *QUICK, "--out-dir", tmp_path / "a" / "b")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "a" / "b" / "sub-1_dose.nii.gz").exists()
+    assert "NOT TRAINED" in result.stdout
+    file = tmp_path / "file"
+    file.touch()
+    result = dosemap("predict", pet, *SUV_78, *QUICK, "--out-dir", file / "b")
+    assert (result.returncode, "cannot be written" in result.stderr) == (1, True)
+
+
+def test_dvh_takes_the_unit_from_the_sidecar(pet: Path, labels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.nii.gz"
+    dosemap("predict", pet, *SUV_78, *QUICK, "-o", out)
+    table = dosemap("dvh", out, "--labels", labels, "--vx", "0.05,0.1").stdout.splitlines()
+    assert table[0].endswith("V0.05 (%)   V0.1 (%)  (Gy/GBq)")
+    structures = json.loads(
+        dosemap("dvh", out, "--labels", labels, "--vx", "0.05", "--json").stdout
+    )
+    assert f"{structures[0]['v0.05gy_per_gbq_percent']:.4g}" == table[1].split()[-2]
+    dosemap("predict", pet, *SUV_78, *QUICK, "-o", out, "--activity", "7.4")
+    assert dosemap("dvh", out, "--labels", labels).stdout.splitlines()[0].endswith("  (Gy)")
+    assert dosemap("dvh", out, "--labels", labels, "--per-activity").returncode == 2
+    out.with_name("out.json").unlink()
+    structures = json.loads(
+        dosemap("dvh", out, "--labels", labels, "--per-activity", "--json").stdout
+    )
+    assert "mean_gy_per_gbq" in structures[0]
 
 
 def test_dvh_command_agrees_with_predict(pet: Path, labels: Path, tmp_path: Path) -> None:
