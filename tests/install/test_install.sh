@@ -22,7 +22,7 @@ missing=$(comm -23 <(echo "$declared") <(echo "$exported"))
 undeclared=$(comm -13 <(echo "$declared") <(echo "$exported"))
 [ -z "$undeclared" ] || { echo "exported but not declared: $undeclared"; exit 1; }
 
-cmake -S "$source/tests/install" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
+cmake -G Ninja -S "$source/tests/install" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
 cmake --build "$work/cmake" >/dev/null
 PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name dosemap.pc)")
 export PKG_CONFIG_PATH
