@@ -335,7 +335,7 @@ typedef int (*dm_progress)(void *user, double share, const char *stage);
 typedef struct dm_predict_options {
     size_t tile[3];  /* x, y, z voxels of the model grid; 0: the training patch;
                         DM_TILE_WHOLE: the whole volume */
-    bool force_tile; /* allow a larger tile with InstanceNorm or GroupNorm */
+    bool force_tile; /* allow a tile other than the patch with InstanceNorm or GroupNorm */
     double overlap;  /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile */
     dm_blend blend;
     double skip_air; /* windows whose maximum, in the input quantity, lies below it are
@@ -343,7 +343,7 @@ typedef struct dm_predict_options {
     dm_precision precision;
     const char *device;         /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
     unsigned threads;           /* 0: OMP_NUM_THREADS, then all cores */
-    unsigned batch;             /* windows per call of the network; 0: chosen */
+    unsigned batch;             /* windows per call of the network; 0: chosen; the CPU runs one */
     double activity_gbq;        /* therapy activity: the map is Gy; NAN: Gy/GBq */
     bool nan_to_zero;           /* take NaN and Inf voxels as 0 instead of failing */
     const double *v_thresholds; /* for Vx of the DVHs */

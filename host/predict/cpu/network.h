@@ -5,9 +5,9 @@
  * the whole network on one core, so that activations stay in its cache; nothing is allocated while
  * tiles run.
  *
- * There is no batch here: two windows at once through the same primitives gained nothing (within 1
- * % on Zen 4, float32 and bf16, at every level of dosegan), and one window at a time gives the same
- * bytes whatever the number of windows and workers.
+ * There is no batch here: two windows at once through the same primitives gained nothing (Zen 4,
+ * float32 and bf16, within 3 % at each level of dosegan and mostly slower), and one window at a time
+ * gives the same bytes whatever the number of windows and workers.
  */
 #ifndef DOSEMAP_PREDICT_CPU_NETWORK_H
 #define DOSEMAP_PREDICT_CPU_NETWORK_H
