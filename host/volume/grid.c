@@ -10,6 +10,13 @@
 /* Below this |determinant| of the unit axes they are taken as lying in one plane: the angle between
  * an axis and the plane of the others is then under 6e-5 degrees. */
 #define DEGENERATE 1e-6
+/* From a nanometre to a kilometre: no image has such voxels, but a damaged header can, and their
+ * volumes would not be numbers any more. */
+#define LEAST_VOXEL_MM 1e-6
+#define LARGEST_VOXEL_MM 1e6
+/* A thousand kilometres. Further away, a voxel is less than the error of a coordinate, and labels
+ * that are shifted would count as lying on the same grid. */
+#define FURTHEST_MM 1e9
 
 size_t dm_grid_voxels(const dm_grid *grid)
 {
@@ -45,9 +52,16 @@ bool grid_derive_spacing(dm_grid *grid, char *reason, size_t reason_size)
     for (int axis = 0; axis < 3; axis++) {
         double norm =
             hypot(hypot(grid->affine[0][axis], grid->affine[1][axis]), grid->affine[2][axis]);
-        if (!(norm > 0) || !isfinite(norm)) {
-            snprintf(reason, reason_size, "the affine gives voxels a size of %g mm along axis %d",
-                     norm, axis);
+        if (!(norm >= LEAST_VOXEL_MM && norm <= LARGEST_VOXEL_MM)) {
+            snprintf(reason, reason_size,
+                     "the affine gives voxels a size of %g mm along axis %d, not %g to %g mm", norm,
+                     axis, LEAST_VOXEL_MM, LARGEST_VOXEL_MM);
+            return false;
+        }
+        if (!(fabs(grid->affine[axis][3]) <= FURTHEST_MM)) {
+            snprintf(reason, reason_size,
+                     "the affine puts the first voxel %g mm away from the origin (row %d)",
+                     grid->affine[axis][3], axis);
             return false;
         }
         grid->spacing_mm[axis] = norm;

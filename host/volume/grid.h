@@ -5,8 +5,9 @@
 
 #include "dosemap.h"
 
-/* Derives spacing_mm from the affine. False, with a reason, if the affine is not finite or takes
- * the voxels to a plane, a line or a point. */
+/* Derives spacing_mm from the affine. False, with a reason, if the affine is not finite, gives voxels
+ * a size below a nanometre or above a kilometre, puts them further away than 1000 km, or takes them
+ * to a plane, a line or a point. */
 bool grid_derive_spacing(dm_grid *grid, char *reason, size_t reason_size);
 
 /* The bytes of one float32 per voxel; false if a dimension is 0 or the product overflows. */

@@ -12,6 +12,9 @@
 
 /* Spacings that differ by less are the same: over 1000 voxels it adds up to a tenth of one. */
 #define SAME_SPACING 1e-4
+/* Cosine of 85 degrees. To a network neighbouring voxels lie at right angles; where they do not, it
+ * sees distances that are wrong by this share. */
+#define MOST_SHEAR 0.0872
 
 /* 1 towards right, 2 front, 3 head; negative for the opposite; 0 for another letter. */
 static int letter_direction(char letter)
@@ -85,6 +88,27 @@ static dm_status match_axes(const dm_grid *grid, const char *orientation, int so
     return DM_OK;
 }
 
+/* Registration to another image can shear; no scanner does. */
+static dm_status check_right_angles(const dm_grid *grid, dm_error *err)
+{
+    static const int pairs[3][2] = {{0, 1}, {0, 2}, {1, 2}};
+    for (int p = 0; p < 3; p++) {
+        const int a = pairs[p][0], b = pairs[p][1];
+        double cosine = 0;
+        for (int row = 0; row < 3; row++)
+            cosine += grid->affine[row][a] / grid->spacing_mm[a] * grid->affine[row][b] /
+                      grid->spacing_mm[b];
+        if (!(fabs(cosine) <= MOST_SHEAR))
+            return error_set(err, DM_ERROR_VALUE, NULL,
+                             "resample the image onto a grid with right angles, for example with "
+                             "nibabel.processing.resample_to_output",
+                             "its axes %c and %c meet at %.4g degrees; the network needs right "
+                             "angles within 5 degrees",
+                             "xyz"[a], "xyz"[b], acos(cosine) * (180 / 3.14159265358979));
+    }
+    return DM_OK;
+}
+
 /* Centred on the stored axis, and long enough to cover it. */
 static dm_status map_axis(size_t stored, double stored_mm, double wanted_mm, double sign,
                           size_t *dim, axis_map *axis, dm_error *err)
@@ -112,6 +136,8 @@ dm_status grid_map_make(const dm_grid *grid, const char *orientation, const doub
             "use one letter each of R or L, A or P, S or I, such as RAS, or \"stored\"",
             "\"%s\" is not an orientation", orientation);
     dm_status status = match_axes(grid, orientation, source, sign, err);
+    if (status == DM_OK)
+        status = check_right_angles(grid, err);
     map->exact = true;
     for (int axis = 0; axis < 3 && status == DM_OK; axis++) {
         const int s = source[axis];

@@ -25,7 +25,8 @@ typedef struct grid_map {
  * patient's right, front, head), or "stored". voxel_mm: the model's spacing, NULL to keep the
  * volume's. The model grid is centred on the volume and covers it: dim = max(1, ceil(extent/spacing
  * - 1e-3)). Oblique affines take the closest axes, as NIfTI-clib decides. Errors: VALUE for a
- * degenerate affine or an orientation that is none. */
+ * degenerate affine, one whose axes are more than 5 degrees off right angles, or an orientation that
+ * is none. */
 dm_status grid_map_make(const dm_grid *grid, const char *orientation, const double *voxel_mm,
                         grid_map *map, dm_error *err);
 

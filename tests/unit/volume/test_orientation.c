@@ -274,6 +274,36 @@ static void test_bad_grids_and_sizes(void **state)
     }
 }
 
+/* A network sees right angles: up to 5 degrees of shear are let through, between any two axes. */
+static void test_shear(void **state)
+{
+    (void)state;
+    static const char *const axes[3] = {"axes x and y meet at 84.5 ", "axes x and z meet at 84.5 ",
+                                        "axes y and z meet at 84.5 "};
+    const double pi = acos(-1);
+    int pair = 0;
+    for (int a = 0; a < 3; a++)
+        for (int b = a + 1; b < 3; b++, pair++)
+            for (int degrees = 9; degrees <= 11; degrees++) {
+                grid_map map;
+                dm_error err = {0};
+                dm_grid grid = stored_grid(permutations[0], 0);
+                const double angle = degrees / 2.0 * pi / 180, mm = grid.spacing_mm[b];
+                for (int row = 0; row < 3; row++) {
+                    double along_a = grid.affine[row][a] / grid.spacing_mm[a];
+                    grid.affine[row][b] =
+                        cos(angle) * grid.affine[row][b] + sin(angle) * mm * along_a;
+                }
+                dm_status status = grid_map_make(&grid, "RAS", NULL, &map, &err);
+                assert_int_equal(status, degrees <= 10 ? DM_OK : DM_ERROR_VALUE);
+                if (status != DM_OK) {
+                    assert_non_null(strstr(err.what, axes[pair]));
+                    assert_non_null(strstr(err.remedy, "resample"));
+                }
+            }
+    assert_int_equal(pair, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -286,6 +316,7 @@ int main(void)
         cmocka_unit_test(test_oblique),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_bad_grids_and_sizes),
+        cmocka_unit_test(test_shear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

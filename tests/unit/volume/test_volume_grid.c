@@ -68,12 +68,17 @@ static void test_grids_that_are_none(void **state)
     grid.affine[2][2] = 0;
     create_bad(&grid, "size of 0 mm along axis 2");
     grid = plain;
-    grid.affine[0][0] = 1e300;
-    grid.affine[1][0] = 1e300;
-    grid.affine[2][0] = 1.7e308;
     grid.affine[0][1] = 1e308;
     grid.affine[1][1] = 1.79e308;
     create_bad(&grid, "the affine gives voxels a size of inf mm along axis 1");
+    grid = plain;
+    grid.affine[2][2] = 9e-7;
+    create_bad(&grid, "size of 9e-07 mm along axis 2");
+    grid.affine[2][2] = -1.1e6;
+    create_bad(&grid, "size of 1.1e+06 mm along axis 2, not 1e-06 to 1e+06 mm");
+    grid = plain;
+    grid.affine[1][3] = -1.1e9;
+    create_bad(&grid, "the first voxel -1.1e+09 mm away");
     grid = plain;
     for (int row = 0; row < 3; row++)
         grid.affine[row][2] = grid.affine[row][0] - 2 * grid.affine[row][1];
