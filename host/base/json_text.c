@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json_text.h"
 
+#include <errno.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,13 +51,7 @@ dm_status json_parse(const char *text, size_t size, const char *where, json_t **
     dm_status status = check_bounds(text, size, where, err);
     if (status != DM_OK)
         return status;
-    json_error_t problem;
-    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &problem);
-    if (!*root)
-        return error_set(err, DM_ERROR_FORMAT, where, "correct the JSON text",
-                         "malformed JSON at line %d column %d: %s", problem.line, problem.column,
-                         problem.text);
-    return DM_OK;
+    return json_read(text, size, where, root, err);
 }
 
 dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
@@ -72,10 +68,18 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
     return status;
 }
 
+json_t *json_string_or_null(const char *text)
+{
+    errno = 0;
+    json_t *string = text ? json_string(text) : json_null();
+    return string || errno == ENOMEM ? string : json_null();
+}
+
 /* ---- Printing ------------------------------------------------------------------------------- */
 
 typedef struct printer {
     FILE *out;
+    locale_t c_locale;
     bool failed;
 } printer;
 
@@ -92,10 +96,9 @@ static void print_real(printer *p, const json_t *real)
     size_t n = 0;
     bool same = false;
     for (size_t digits = 15; !same && digits <= 17; digits++) {
-        n = json_dumpb(real, text, sizeof text, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
-        json_t *back = n <= sizeof text ? json_loadb(text, n, JSON_DECODE_ANY, NULL) : NULL;
-        same = back && json_real_value(back) == json_real_value(real);
-        json_decref(back);
+        n = json_dumpb(real, text, sizeof text - 1, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        text[n < sizeof text ? n : 0] = '\0';
+        same = strtod_l(text, NULL, p->c_locale) == json_real_value(real);
     }
     p->failed |= !same;
     fwrite(text, 1, same ? n : 0, p->out);
@@ -127,7 +130,8 @@ static void print_value(printer *p, json_t *value, int depth)
         fputc('{', p->out);
         json_object_foreach(value, key, member)
         {
-            json_t *name = json_string(key);
+            json_t *name = json_string_nocheck(key);
+            p->failed |= !name;
             print_line(p, index++ == 0, depth + 1);
             print_scalar(p, name);
             json_decref(name);
@@ -142,13 +146,17 @@ dm_status json_print(const json_t *root, char **text, dm_error *err)
 {
     size_t size = 0;
     *text = NULL;
-    printer p = {open_memstream(text, &size), false};
-    if (!p.out)
-        return error_memory(err, 0, "JSON text");
-    print_value(&p, (json_t *)root, 0); /* only read; Jansson's iterators take no const */
-    p.failed |= ferror(p.out) != 0;
-    p.failed |= fclose(p.out) != 0;
-    if (!p.failed)
+    printer p = {.c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0)};
+    if (p.c_locale)
+        p.out = open_memstream(text, &size);
+    if (p.out) {
+        print_value(&p, (json_t *)root, 0); /* only read; Jansson's iterators take no const */
+        p.failed |= ferror(p.out) != 0;
+        p.failed |= fclose(p.out) != 0;
+    }
+    if (p.c_locale)
+        freelocale(p.c_locale);
+    if (p.out && !p.failed)
         return DM_OK;
     free(*text);
     *text = NULL;

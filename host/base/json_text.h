@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON that may come from anyone, parsed by Jansson within bounds on size, depth and node count:
+/* JSON that may come from anyone, as Jansson's values, within bounds on size, depth and node count:
  * whatever the text, its parsing takes less than 200 MB. */
 #ifndef DOSEMAP_BASE_JSON_TEXT_H
 #define DOSEMAP_BASE_JSON_TEXT_H
@@ -16,6 +16,13 @@
  * the file for messages, which give line and column. The result is the caller's (json_decref). */
 dm_status json_parse(const char *text, size_t size, const char *where, json_t **root,
                      dm_error *err);
+
+/* What json_parse does within the bounds, which are checked before (json_reader.c). */
+dm_status json_read(const char *text, size_t size, const char *where, json_t **root, dm_error *err);
+
+/* Null for NULL and for text that is not UTF-8, which JSON cannot hold. NULL when memory is short.
+ */
+json_t *json_string_or_null(const char *text);
 
 /* Reads at most JSON_MAX_BYTES of a file and parses it. */
 dm_status json_parse_file(const char *path, json_t **root, dm_error *err);
