@@ -12,25 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import BIN, MODEL, QUICK, SUV_78, dosemap
+from conftest import BIN, MODEL, QUICK, SUV_78, assert_refused, dosemap
 
 Damage = Callable[[Path], None]
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], out: Path, *words: str) -> None:
-    assert result.returncode == 1, (result.stdout, result.stderr)
-    assert result.stderr.startswith("dosemap: error: ")
-    for word in words:
-        assert word in result.stderr, (word, result.stderr)
-    left = list(out.parent.glob("*")) + list(out.parent.glob(".*"))
-    assert left == [], left
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    return folder / "out.nii.gz"
 
 
 def rewrite(path: Path, change: Callable[[bytearray], None]) -> None:
@@ -138,7 +122,7 @@ def test_non_finite_voxel(
     assert_refused(result, out, "11, 12, 13", "--nan-to-zero", pet.name)
     assert dosemap("predict", pet, *SUV_78, *QUICK, "--nan-to-zero", "-o", out).returncode == 0
     dose = nib.load(out).get_fdata()
-    assert dose[11, 12, 13] == 0 and np.isfinite(dose).all()
+    assert abs(dose[11, 12, 13]) < 1e-6 * dose.max() and np.isfinite(dose).all()
 
 
 def test_labels_on_another_grid(
