@@ -183,10 +183,16 @@ static dm_status create(const plan *p, const plan_step *step, conv_step *conv, d
         spec.weight = weight;
         spec.bias = bias;
     }
-    if (status == DM_OK)
+    const winograd_kernel *kernel = winograd_best_kernel();
+    int shape = winograd_choose(&spec, kernel);
+    if (status == DM_OK && shape >= 0) {
+        conv->pack = false;
+        status = winograd_create(&spec, kernel, shape, &conv->winograd, &conv->post_done, err);
+        conv->stage = conv->post_done < step->n_chain;
+    } else if (status == DM_OK) {
         status = convolution_create(&spec, &conv->conv, &conv->post_done, err);
-    if (conv->post_done < n_post)
-        conv->stage = true;
+        conv->stage = conv->stage || conv->post_done < n_post;
+    }
     free(weight);
     free(bias);
     return status;
@@ -202,7 +208,10 @@ dm_status conv_step_create(const plan *p, const plan_step *step, conv_step *conv
     size_t in_plane = in->dim[1] * in->dim[2], out_voxels = out->dim[0] * out->dim[1] * out->dim[2];
     size_t stage_voxels =
         conv->planes < in->dim[0] || conv->unfold ? conv->planes * in_plane : out_voxels;
-    conv->pack_at = aligned(convolution_scratch_bytes(conv->conv));
+    if (conv->winograd)
+        stage_voxels = winograd_planes_per_tile(conv->winograd) * in_plane;
+    conv->pack_at = aligned(conv->winograd ? winograd_scratch_bytes(conv->winograd)
+                                           : convolution_scratch_bytes(conv->conv));
     conv->stage_at = conv->pack_at;
     if (conv->pack)
         conv->stage_at +=
@@ -216,7 +225,16 @@ dm_status conv_step_create(const plan *p, const plan_step *step, conv_step *conv
 void conv_step_free(conv_step *conv)
 {
     convolution_free(conv->conv);
+    winograd_free(conv->winograd);
     conv->conv = NULL;
+    conv->winograd = NULL;
+}
+
+const char *conv_step_kernel(const conv_step *conv)
+{
+    return conv->winograd ? winograd_name(conv->winograd)
+           : conv->conv   ? convolution_kernel(conv->conv)
+                          : NULL;
 }
 
 /* ---- Running -------------------------------------------------------------------------------- */
@@ -241,11 +259,50 @@ static void finish_piece(const bound_conv *bound, const plan_step *step,
     step_pointwise_part(buffers, &done, z * done.dim[1] * done.dim[2], &bound->out, &bound->rest);
 }
 
+/* Planes of tiles [first, last). */
+static void run_winograd(const bound_conv *bound, const step_buffers *buffers,
+                         unsigned char *scratch, size_t first, size_t last)
+{
+    const conv_step *conv = bound->conv;
+    const size_t planes = winograd_planes_per_tile(conv->winograd);
+    const size_t plane = bound->out.dim[1] * bound->out.dim[2];
+    const winograd_tensor in = {bound->in.data, bound->in.pitch, bound->in.type};
+    const size_t step = conv->stage ? 1 : last - first;
+    for (size_t t = first; t < last; t += step) {
+        size_t z = t * planes, end = (t + step) * planes;
+        end = end < bound->out.dim[0] ? end : bound->out.dim[0];
+        tensor_view part = view_planes(&bound->out, z, end - z);
+        winograd_tensor out = {part.data, part.pitch, part.type}, operands[WINOGRAD_MAX_POST];
+        for (size_t i = 0; i < conv->post_done; i++)
+            operands[i] = (winograd_tensor){.data = bound->operands[i]
+                                                        ? (char *)(uintptr_t)bound->operands[i] +
+                                                              z * plane * part.channels *
+                                                                  element_size(conv->post[i].type)
+                                                        : NULL,
+                                            .pitch = part.channels,
+                                            .type = conv->post[i].type};
+        if (conv->stage)
+            out = (winograd_tensor){scratch + conv->stage_at, part.channels, ELEMENT_F32};
+        winograd_run(conv->winograd, &in, &out, operands, t, t + step, scratch);
+        if (conv->stage) {
+            tensor_view done = part;
+            done.data = out.data;
+            done.pitch = out.pitch;
+            done.type = out.type;
+            step_pointwise_part(buffers, &done, z * plane, &bound->out, &bound->rest);
+        }
+    }
+}
+
 dm_status conv_step_run(const bound_conv *bound, const plan_step *step, const step_buffers *buffers,
                         unsigned char *scratch, dm_error *err)
 {
     const conv_step *conv = bound->conv;
     const bound_chain nothing = {0};
+    if (conv->winograd) {
+        run_winograd(bound, buffers, scratch, 0, winograd_tile_planes(conv->winograd));
+        return DM_OK;
+    }
     for (size_t z = 0; z < bound->in.dim[0]; z += conv->planes) {
         tensor_view in = view_planes(&bound->in, z, conv->planes);
         size_t first = z * in.dim[1] * in.dim[2]; /* of the result, when there are pieces */

@@ -5,6 +5,10 @@
  *   source view --pack--> dense --oneDNN--> dense float32 stage --bias, chain, unfold--> result
  * view
  *
+ * or winograd.c's, which reads and writes views itself:
+ *
+ *   source view --filtering--> result view, or a stage of a few planes --chain--> result view
+ *
  * Packing and the stage are left out where nothing needs them. Where each voxel's result depends on
  * its own input voxel only (1x1x1; transposed with kernel = stride, a 1x1x1 convolution to
  * kz*ky*kx*O channels), the step runs a few planes at a time, so that pack and stage stay in cache.
@@ -14,12 +18,14 @@
 
 #include "predict/cpu/convolution.h"
 #include "predict/cpu/steps.h"
+#include "predict/cpu/winograd.h"
 
 enum { CONV_STEP_MAX_POST = 8 };
 
 typedef struct conv_step {
-    convolution *conv;
-    size_t post_done; /* leading links of the chain that oneDNN does */
+    convolution *conv; /* this one or the other */
+    winograd *winograd;
+    size_t post_done; /* leading links of the chain that either does */
     post_operation post[CONV_STEP_MAX_POST];
     bool pack, stage, unfold;
     bool bias_apart; /* the bias is left to the chain */
@@ -31,12 +37,13 @@ typedef struct conv_step {
 
 dm_status conv_step_create(const plan *plan, const plan_step *step, conv_step *conv, dm_error *err);
 void conv_step_free(conv_step *conv);
+const char *conv_step_kernel(const conv_step *conv);
 
-/* One worker's handles: views, the tensors of the links that oneDNN does (NULL for others), the
+/* One worker's handles: views, the tensors of the links that are done (NULL for others), the
  * rest of the chain with the bias in front of it if it is apart. */
 typedef struct bound_conv {
     const conv_step *conv;
-    convolution_binding *binding;
+    convolution_binding *binding; /* NULL for winograd */
     tensor_view in, out;
     const void *operands[CONV_STEP_MAX_POST];
     bound_chain rest;

@@ -2,27 +2,29 @@
 /* What processor this is. */
 #include "predict/cpu/cpu_info.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 char *cpu_name(char *name, size_t size)
 {
-    char line[256];
+    char text[2048];
     struct utsname machine;
     snprintf(name, size, "%s", uname(&machine) == 0 ? machine.machine : "unknown processor");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    if (!file)
-        return name;
-    while (fgets(line, sizeof line, file)) {
-        char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon)
-            continue;
-        line[strcspn(line, "\n")] = '\0';
-        snprintf(name, size, "%s", colon + (colon[1] == ' ' ? 2 : 1));
-        break;
+    /* No stdio, which allocates: the name is the same when memory is short. It is in the first
+     * processor's lines. */
+    int fd = open("/proc/cpuinfo", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    const char *line = strstr(text, "model name"), *colon = line ? strchr(line, ':') : NULL;
+    if (colon) {
+        colon += colon[1] == ' ' ? 2 : 1;
+        snprintf(name, size, "%.*s", (int)strcspn(colon, "\n"), colon);
     }
-    fclose(file);
     return name;
 }
 

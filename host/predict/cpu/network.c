@@ -156,8 +156,7 @@ void network_plan_needs(plan_options *options)
 
 const char *network_kernel(const network *net, size_t step)
 {
-    const convolution *conv = net->steps[step].conv.conv;
-    return conv ? convolution_kernel(conv) : NULL;
+    return conv_step_kernel(&net->steps[step].conv);
 }
 
 /* ---- Worker --------------------------------------------------------------------------------- */
@@ -240,6 +239,8 @@ static dm_status bind_step(worker *w, const plan_step *step, const shared_step *
     for (size_t i = 0; i < shared->conv.post_done; i++)
         if (has_tensor(step->chain[i].op))
             bound->conv.operands[i] = view_of(w, step->chain[i].tensor).data;
+    if (shared->conv.winograd)
+        return DM_OK;
     return convolution_bind(shared->conv.conv, &bound->conv.binding, err);
 }
 

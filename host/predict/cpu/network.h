@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Running a plan on CPU cores: convolutions by oneDNN (onednn.c, the only file that knows it),
- * every other step by loops of our own (steps_*.c). One worker runs one window at a time through
+ * Running a plan on CPU cores: 3x3x3 convolutions by minimal filtering (winograd.c), the others by
+ * oneDNN (onednn.c, the only file that knows it), every other step by loops of our own (steps_*.c). One worker runs one window at a time through
  * the whole network on one core, so that activations stay in its cache; nothing is allocated while
  * tiles run.
  *
@@ -38,8 +38,8 @@ const float *worker_output(const worker *worker);
 /* Runs all steps. Must be called in a thread that has called worker_thread_init once; several
  * workers may run at the same time. */
 dm_status worker_run(worker *worker, dm_error *err);
-/* For tests and benchmarks: one step, the arena that the plan's offsets refer to, and oneDNN's name
- * for the kernel of a convolution step ("ref..." is a very slow one), NULL for others. */
+/* For tests and benchmarks: one step, the arena that the plan's offsets refer to, and the name
+ * of the kernel of a convolution step ("ref..." is a very slow one), NULL for others. */
 dm_status worker_run_step(worker *worker, size_t step, dm_error *err);
 void *worker_arena(worker *worker);
 const char *network_kernel(const network *network, size_t step);
