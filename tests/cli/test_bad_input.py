@@ -12,25 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import BIN, MODEL, QUICK, SUV_78, dosemap
+from conftest import BIN, MODEL, QUICK, SUV_78, assert_refused, dosemap
 
 Damage = Callable[[Path], None]
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], out: Path, *words: str) -> None:
-    assert result.returncode == 1, (result.stdout, result.stderr)
-    assert result.stderr.startswith("dosemap: error: ")
-    for word in words:
-        assert word in result.stderr, (word, result.stderr)
-    left = list(out.parent.glob("*")) + list(out.parent.glob(".*"))
-    assert left == [], left
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    return folder / "out.nii.gz"
 
 
 def rewrite(path: Path, change: Callable[[bytearray], None]) -> None:
