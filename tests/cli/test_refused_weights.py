@@ -121,7 +121,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "metadata twice": (lambda: text_with(b'"dosemap.format"', b'"dosemap.format": "1", '
                                          b'"dosemap.format"'), "duplicate"),
     "NaN": (lambda: text_with(b"[1, 1, 3", b"[NaN, 1, 3"), "NaN"),
-    "not UTF-8": (lambda: text_with(b'"w"', b'"\xff"'), "decode"),
+    "not UTF-8": (lambda: text_with(b'"w"', b'"\xff"'), "UTF-8"),
     "64 MiB of zeros": (lambda: packed(bytes(2**26)), "have 0 bytes"),
     "bytes behind": (lambda: with_header(lambda h: None) + b"x", "bytes behind the data"),
     "data missing": (lambda: with_header(lambda h: None)[:-1], "ends after 107"),
