@@ -16,7 +16,8 @@
 #include "dosemap.h"
 
 typedef struct predict_args {
-    const char *output, *out_dir, *model, *label_names, *tile, *skip_air, *precision, *device, *vx;
+    const char *output, *out_dir, *model, *label_names, *tile, *memory, *skip_air, *precision,
+        *device, *vx;
     string_list labels;
     pet_args pet;
     double activity_gbq, overlap;
@@ -41,9 +42,10 @@ static const option_spec predict_options[] = {
     {"label-names", 0, OPTION_FILE, FIELD(label_names), "FILE", "JSON or TSV with the names of the ids, or totalsegmentator:total, totalsegmentator:head_glands_cavities", 0, 0, NULL},
     {"resample-labels", 0, OPTION_FLAG, FIELD(resample_labels), NULL, "bring labels from another grid onto the PET's by nearest neighbour", 0, 0, NULL},
     {"vx", 0, OPTION_STRING, FIELD(vx), "D[,D...]", "also report the volume that receives at least D (in the map's unit)", 0, 0, NULL},
-    {"tile", 0, OPTION_STRING, FIELD(tile), "N|X,Y,Z|whole", "window in voxels of the model grid (default: the training patch)", 0, 0, "Windows"},
+    {"tile", 0, OPTION_STRING, FIELD(tile), "N|X,Y,Z|whole|auto", "window in voxels of the model grid (default: the training patch); auto: what is least work within the memory, with --overlap as many voxels as half of the patch unless given", 0, 0, "Windows"},
+    {"memory", 0, OPTION_STRING, FIELD(memory), "SIZE[K|M|G|T]", "memory to stay within: --tile auto chooses for it, other tiles that need more are refused (default: what the machine and its limits leave; auto uses 80 % of that)", 0, 0, NULL},
     {"force-tile", 0, OPTION_FLAG, FIELD(force_tile), NULL, "allow a tile other than the training patch for networks that normalise each patch by its own statistics", 0, 0, NULL},
-    {"overlap", 0, OPTION_NUMBER, FIELD(overlap), "SHARE", "overlap of neighbouring windows, 0 to 0.9 (default 0.5; 0 for whole)", 0, 0.9, NULL},
+    {"overlap", 0, OPTION_NUMBER, FIELD(overlap), "SHARE", "overlap of neighbouring windows, 0 to 0.9 (default 0.5; 0 for whole; see --tile auto)", 0, 0.9, NULL},
     {"blend", 0, OPTION_CHOICE, FIELD(blend), "gaussian|constant", "weighting of overlapping windows (default gaussian)", 0, 0, NULL},
     {"skip-air", 0, OPTION_STRING, FIELD(skip_air), "VALUE|off", "do not run windows whose maximum uptake is below VALUE (default: the model's)", 0, 0, NULL},
     {"precision", 0, OPTION_STRING, FIELD(precision), "auto|float32|bf16|fp16|tf32", "arithmetic of the network (default auto: the fastest that the model's card vouches for)", 0, 0, "Running"},
@@ -73,9 +75,10 @@ static int parse_tile(const predict_args *args, dm_predict_options *options)
     double n[3];
     if (!args->tile)
         return -1;
-    if (strcmp(args->tile, "whole") == 0) {
+    bool whole = strcmp(args->tile, "whole") == 0;
+    if (whole || strcmp(args->tile, "auto") == 0) {
         for (int a = 0; a < 3; a++)
-            options->tile[a] = DM_TILE_WHOLE;
+            options->tile[a] = whole ? DM_TILE_WHOLE : DM_TILE_AUTO;
         return -1;
     }
     size_t count = number_list(args->tile, n, 3);
@@ -84,9 +87,32 @@ static int parse_tile(const predict_args *args, dm_predict_options *options)
     for (int a = 0; a < 3; a++) {
         if ((count != 1 && count != 3) || n[a] < 1 || n[a] > 65536 || n[a] != floor(n[a]))
             return usage_error(&command_predict,
-                               "--tile wants N, X,Y,Z in voxels, or 'whole', not '%s'", args->tile);
+                               "--tile wants N, X,Y,Z in voxels, 'whole' or 'auto', not '%s'",
+                               args->tile);
         options->tile[a] = (size_t)n[a];
     }
+    return -1;
+}
+
+/* "4G", "512MiB", "1.5T", in powers of 1024. */
+static int parse_memory(const predict_args *args, dm_predict_options *options)
+{
+    static const char letters[] = "KMGT";
+    char *end = NULL;
+    if (!args->memory)
+        return -1;
+    double bytes = strtod(args->memory, &end);
+    const char *letter = *end ? strchr(letters, *end) : NULL;
+    if (letter) {
+        bytes *= pow(1024, (double)(letter - letters + 1));
+        end++;
+        if (strcmp(end, "B") == 0 || strcmp(end, "iB") == 0)
+            end += strlen(end);
+    }
+    if (end == args->memory || *end != '\0' || !(bytes >= 1 && bytes < 0x1p60))
+        return usage_error(&command_predict, "--memory wants a size like 4G or 800M, not '%s'",
+                           args->memory);
+    options->memory_bytes = (size_t)bytes;
     return -1;
 }
 
@@ -130,7 +156,8 @@ static int fill_options(const predict_args *args, double *vx, dm_predict_options
     dm_error err = {0};
     if (pet_args_apply(&args->pet, &unread, &err) != DM_OK)
         return usage_error(&command_predict, "%s; %s", err.what, err.remedy);
-    return parse_tile(args, options);
+    int status = parse_tile(args, options);
+    return status < 0 ? parse_memory(args, options) : status;
 }
 
 /* DIR/NAME_dose.nii.gz for NAME_pet.nii.gz, keeping the input's compression. */
@@ -293,6 +320,27 @@ static void print_weights(const dm_prediction *prediction)
     json_decref(provenance);
 }
 
+/* What --tile auto chose, in options that repeat it. */
+static void print_tile(const char *pet, const dm_prediction *prediction)
+{
+    json_t *provenance = json_loads(dm_prediction_provenance_json(prediction), 0, NULL);
+    const json_t *options = json_object_get(provenance, "Options");
+    const json_t *tile = json_object_get(options, "Tile");
+    const json_t *windows = json_object_get(provenance, "Windows");
+    json_int_t n[3], all = json_integer_value(json_object_get(windows, "Run")) +
+                           json_integer_value(json_object_get(windows, "Skipped"));
+    for (size_t a = 0; a < 3; a++)
+        n[a] = json_integer_value(json_array_get(tile, a));
+    if (json_is_true(json_object_get(options, "TileChosen")))
+        fprintf(stderr,
+                "dosemap: %s: --tile %lld,%lld,%lld --overlap %g, %lld window%s, about %.2f GiB\n",
+                pet, (long long)n[0], (long long)n[1], (long long)n[2],
+                json_number_value(json_object_get(options, "Overlap")), (long long)all,
+                all == 1 ? "" : "s",
+                json_number_value(json_object_get(options, "MemoryNeeded")) / 0x1p30);
+    json_decref(provenance);
+}
+
 static void report(const predict_args *args, const char *pet, const dm_output_paths *paths,
                    const dm_prediction *prediction)
 {
@@ -300,6 +348,7 @@ static void report(const predict_args *args, const char *pet, const dm_output_pa
     if (args->json) {
         print_json(pet, paths, prediction);
     } else if (!args->quiet) {
+        print_tile(pet, prediction);
         printf("dose map     %s\nsidecar      %s\n", paths->dose, paths->sidecar);
         if (has_dvh)
             printf("DVH          %s\norgan table  %s\n", paths->dvh, paths->organs);

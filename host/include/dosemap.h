@@ -331,12 +331,23 @@ typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 typedef int (*dm_progress)(void *user, double share, const char *stage);
 
 #define DM_TILE_WHOLE SIZE_MAX
+#define DM_TILE_AUTO (SIZE_MAX - 1)
 
 typedef struct dm_predict_options {
-    size_t tile[3];  /* x, y, z voxels of the model grid; 0: the training patch;
-                        DM_TILE_WHOLE: the whole volume */
-    bool force_tile; /* allow a tile other than the patch with InstanceNorm or GroupNorm */
-    double overlap;  /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile */
+    size_t tile[3];          /* x, y, z voxels of the model grid; 0: the training patch;
+                        DM_TILE_WHOLE: the whole volume; DM_TILE_AUTO (all three): what is least
+                        work within the memory, from the patch to the whole volume. The choice
+                        depends on memory and threads, and the dose map on the choice, which the
+                        provenance names; InstanceNorm or GroupNorm keep the patch */
+    bool force_tile;         /* allow a tile other than the patch with InstanceNorm or GroupNorm */
+    double overlap;          /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile; for
+                        DM_TILE_AUTO as many voxels as half of the training patch */
+    size_t memory_bytes;     /* that the process may take, as estimated beforehand; more is
+                            DM_ERROR_MEMORY. 0: what this process can have when the predictor is
+                            made (machine, control groups, RLIMIT_AS, RLIMIT_DATA), of which
+                            DM_TILE_AUTO uses 80 % */
+    unsigned volumes_beside; /* volumes of the PET's size that the caller holds beside the PET, such
+                                as the next one; counted as memory */
     dm_blend blend;
     double skip_air; /* windows whose maximum, in the input quantity, lies below it are
                         taken as zero dose; NAN: the card's; -INFINITY: off */
@@ -355,7 +366,8 @@ typedef struct dm_predict_options {
 DM_API void dm_predict_options_init(dm_predict_options *options);
 
 /* A model made ready on a device with these options; reusable over many PETs, one at a time. Keeps
- * a reference to `model`, which must outlive it; copies `options`. */
+ * a reference to `model`, which must outlive it; copies `options`. Errors: VALUE (an option out of
+ * range), UNSUPPORTED (model, precision), DEVICE, MEMORY (a tile that no memory holds). */
 typedef struct dm_predictor dm_predictor;
 DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *options,
                                      dm_predictor **predictor, dm_error *err);
@@ -365,7 +377,8 @@ DM_API void dm_predictor_free(dm_predictor *predictor);
 typedef struct dm_prediction dm_prediction;
 
 /* pet: stored values; info: how to quantify them; labels: NULL or structures on the PET's grid
- * (else DM_ERROR_VALUE). The dose map lies on the PET's grid. */
+ * (else DM_ERROR_VALUE). The dose map lies on the PET's grid. DM_ERROR_MEMORY before anything is
+ * computed where it needs more memory than options.memory_bytes allows. */
 DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet,
                                   const dm_pet_info *info, const dm_labels *labels,
                                   dm_prediction **prediction, dm_error *err);

@@ -99,12 +99,16 @@ static json_t *model_facts(const dm_model *model)
 static json_t *option_facts(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
-    return json_pack("{s:o, s:o, s:b, s:f, s:s, s:o, s:s, s:I}", "Tile", counts(f->tiling->tile),
-                     "TrainingPatch", counts(p->model->graph.patch), "ForceTile",
-                     (int)p->options.force_tile, "Overlap", p->overlap, "Blend",
+    return json_pack("{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:I, s:I, s:o}", "Tile",
+                     counts(f->tiling->tile), "TrainingPatch", counts(p->model->graph.patch),
+                     "TileChosen", (int)(p->options.tile[0] == DM_TILE_AUTO), "ForceTile",
+                     (int)p->options.force_tile, "Overlap", f->window->overlap, "Blend",
                      p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
                      isfinite(p->skip_air) ? number(p->skip_air) : json_string("off"), "Precision",
-                     precision_name(p->precision), "Batch", (json_int_t)f->result->batch);
+                     precision_name(p->precision), "Batch", (json_int_t)f->result->batch,
+                     "MemoryNeeded", (json_int_t)f->window->memory_bytes, "MemoryLimit",
+                     isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit)
+                                               : json_null());
 }
 
 static json_t *grid_facts(const provenance_facts *f)

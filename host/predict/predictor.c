@@ -14,10 +14,7 @@
 #include "base/json_text.h"
 #include "volume/grid.h"
 
-#define OVERLAP_DEFAULT 0.5
 #define BATCH_MAX 4096
-
-static const char axis_letter[] = "xyz";
 
 void dm_predict_options_init(dm_predict_options *options)
 {
@@ -79,61 +76,6 @@ static dm_status check_model(const dm_model *model, dm_error *err)
     return DM_OK;
 }
 
-/* One axis of a tile that is not the whole volume. */
-static dm_status check_tile(const dm_model *model, size_t tile, int axis, bool force, dm_error *err)
-{
-    const graph *g = &model->graph;
-    size_t stride = g->total_stride[2 - axis]; /* z, y, x */
-    char remedy[160];
-    if (tile % stride != 0) {
-        size_t below = tile / stride * stride;
-        if (below > 0)
-            snprintf(remedy, sizeof remedy, "use --tile %zu or %zu", below, below + stride);
-        else
-            snprintf(remedy, sizeof remedy, "use --tile %zu", stride);
-        return error_set(err, DM_ERROR_VALUE, model->path, remedy,
-                         "a tile of %zu voxels along %c is not a multiple of the network's total "
-                         "stride %zu",
-                         tile, axis_letter[axis], stride);
-    }
-    if (tile != g->patch[axis] && g->per_tile_statistics && !force)
-        return error_set(
-            err, DM_ERROR_VALUE, model->path,
-            "use the training patch, or --force-tile to accept other doses",
-            "a tile of %zu voxels along %c instead of the training patch's %zu changes "
-            "what the network computes, because it normalises each tile by its own "
-            "statistics",
-            tile, axis_letter[axis], g->patch[axis]);
-    return DM_OK;
-}
-
-static dm_status choose_tile(dm_predictor *p, dm_error *err)
-{
-    const graph *g = &p->model->graph;
-    bool all_whole = true;
-    for (int a = 0; a < 3; a++) {
-        size_t tile = p->options.tile[a] == 0 ? g->patch[a] : p->options.tile[a];
-        p->tile[a] = tile;
-        if (tile == DM_TILE_WHOLE) {
-            if (g->per_tile_statistics && !p->options.force_tile)
-                return error_set(err, DM_ERROR_VALUE, p->model->path,
-                                 "use the training patch, or --force-tile to accept other doses",
-                                 "the whole volume as one tile along %c changes what the network "
-                                 "computes, because it normalises each tile by its own statistics",
-                                 axis_letter[a]);
-            continue;
-        }
-        all_whole = false;
-        dm_status status = check_tile(p->model, tile, a, p->options.force_tile, err);
-        if (status != DM_OK)
-            return status;
-    }
-    p->overlap = p->options.overlap;
-    if (isnan(p->overlap))
-        p->overlap = all_whole ? 0 : OVERLAP_DEFAULT;
-    return DM_OK;
-}
-
 const char *precision_name(dm_precision precision)
 {
     switch (precision) {
@@ -175,7 +117,7 @@ static dm_status choose_precision(dm_predictor *p, dm_error *err)
 
 /* ---- Plan and state ------------------------------------------------------------------------- */
 
-static void drop_plan(dm_predictor *p)
+void predictor_drop_plan(dm_predictor *p)
 {
     if (p->state)
         p->backend->destroy(p->state);
@@ -199,12 +141,16 @@ static dm_status check_plan_voxels(const plan *steps, dm_error *err)
     return DM_OK;
 }
 
-/* Plan and backend for a tile (x, y, z), kept from the last volume where it is the same. */
-static dm_status prepare(dm_predictor *p, const size_t tile[3], dm_error *err)
+static bool is_planned(const dm_predictor *p, const size_t tile[3])
 {
-    if (p->state && memcmp(tile, p->plan_tile, sizeof p->plan_tile) == 0)
+    return p->plan && memcmp(tile, p->plan_tile, sizeof p->plan_tile) == 0;
+}
+
+dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
+{
+    if (is_planned(p, tile))
         return DM_OK;
-    drop_plan(p);
+    predictor_drop_plan(p);
     plan_options options = {.tile = {tile[2], tile[1], tile[0]},
                             .type = p->precision == DM_PRECISION_BF16   ? ELEMENT_BF16
                                     : p->precision == DM_PRECISION_FP16 ? ELEMENT_F16
@@ -214,32 +160,25 @@ static dm_status prepare(dm_predictor *p, const size_t tile[3], dm_error *err)
     dm_status status = plan_build(&p->model->graph, &options, &p->plan, err);
     if (status == DM_OK)
         status = check_plan_voxels(p->plan, err);
-    if (status != DM_OK)
-        goto done;
-    status = p->backend->create(p->plan, p->device, p->threads, p->batch, &p->state, err);
     memcpy(p->plan_tile, tile, sizeof p->plan_tile);
-done:
     if (status != DM_OK) {
-        drop_plan(p);
+        predictor_drop_plan(p);
         error_at(err, p->model->path);
     }
     return status;
 }
 
-/* The tile for a volume of the model's grid: whole axes are rounded up to the total stride. */
-static dm_status tile_for(const dm_predictor *p, const size_t volume[3], size_t tile[3],
-                          dm_error *err)
+/* The backend for the plan, kept from the last volume where the plan is. */
+static dm_status prepare(dm_predictor *p, dm_error *err)
 {
-    for (int a = 0; a < 3; a++) {
-        size_t stride = p->model->graph.total_stride[2 - a];
-        tile[a] = p->tile[a];
-        if (tile[a] == DM_TILE_WHOLE) {
-            if (volume[a] > SIZE_MAX - stride)
-                return error_memory(err, SIZE_MAX, "a tile of the whole volume");
-            tile[a] = (volume[a] + stride - 1) / stride * stride;
-        }
+    if (p->state)
+        return DM_OK;
+    dm_status status = p->backend->create(p->plan, p->device, p->threads, p->batch, &p->state, err);
+    if (status != DM_OK) {
+        predictor_drop_plan(p);
+        error_at(err, p->model->path);
     }
-    return DM_OK;
+    return status;
 }
 
 /* ---- Create and free ------------------------------------------------------------------------ */
@@ -287,11 +226,10 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
     if (status == DM_OK)
         status = choose_precision(p, err);
     if (status == DM_OK)
-        status = choose_tile(p, err);
-    bool whole =
-        p->tile[0] == DM_TILE_WHOLE || p->tile[1] == DM_TILE_WHOLE || p->tile[2] == DM_TILE_WHOLE;
-    if (status == DM_OK && !whole)
-        status = prepare(p, p->tile, err);
+        status = predictor_tile_create(p, err);
+    /* A tile that depends on the volume has no plan yet. */
+    if (status == DM_OK && p->plan)
+        status = prepare(p, err);
     if (status == DM_OK)
         *predictor = p;
     else
@@ -303,7 +241,7 @@ void dm_predictor_free(dm_predictor *predictor)
 {
     if (!predictor)
         return;
-    drop_plan(predictor);
+    predictor_drop_plan(predictor);
     free(predictor->device);
     free(predictor->v_thresholds);
     free(predictor);
@@ -407,7 +345,7 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
     predict_result result = {0};
     tiling tiles = {0};
     grid_map map;
-    size_t tile[3];
+    volume_tile window;
     double factor, start = now();
 
     *prediction = NULL;
@@ -416,10 +354,10 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
         return status;
     if ((status = grid_map_make(&pet->grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL,
                                 &map, err)) != DM_OK ||
-        (status = tile_for(predictor, map.dim, tile, err)) != DM_OK ||
-        (status = prepare(predictor, tile, err)) != DM_OK ||
-        (status = tiling_make(map.dim, tile, predictor->overlap, predictor->options.blend, &tiles,
-                              err)) != DM_OK ||
+        (status = predictor_tile_for(predictor, pet, labels, &map, &window, err)) != DM_OK ||
+        (status = prepare(predictor, err)) != DM_OK ||
+        (status = tiling_make(map.dim, window.tile, window.overlap, predictor->options.blend,
+                              &tiles, err)) != DM_OK ||
         (status = dm_volume_create_like(pet, &result.dose, err)) != DM_OK)
         goto done;
     predict_job job = make_job(predictor, pet, labels, &map, &tiles, factor);
@@ -434,6 +372,7 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
                                     .map = &map,
                                     .tiling = &tiles,
                                     .result = &result,
+                                    .window = &window,
                                     .seconds_prepare = prepared - start};
     status = make_prediction(&facts, &result, prediction, err);
 done:

@@ -12,8 +12,12 @@ struct dm_predictor {
     dm_predict_options options; /* as given, with what it points to owned below */
     char *device;
     double *v_thresholds;
-    size_t tile[3]; /* x, y, z; DM_TILE_WHOLE until a volume says more */
-    double overlap, skip_air;
+    size_t tile[3]; /* x, y, z; DM_TILE_WHOLE and DM_TILE_AUTO until a volume says more */
+    double overlap; /* NAN until DM_TILE_AUTO has chosen */
+    double skip_air;
+    double memory_limit; /* bytes; infinite where nothing is known */
+    /* DM_TILE_AUTO, from a plan of the training patch: */
+    double program_bytes, worker_per_voxel;
     dm_precision precision; /* not AUTO */
     unsigned threads, batch;
     const backend *backend;
@@ -31,6 +35,13 @@ struct dm_prediction {
     char pet_sidecar[512]; /* that quantified the PET; empty if none */
 };
 
+/* How one volume is cut, and what its prediction takes. */
+typedef struct volume_tile {
+    size_t tile[3]; /* x, y, z */
+    double overlap;
+    double memory_bytes;
+} volume_tile;
+
 /* What one prediction was made from and how. */
 typedef struct provenance_facts {
     const dm_predictor *predictor;
@@ -40,11 +51,23 @@ typedef struct provenance_facts {
     const grid_map *map;
     const tiling *tiling;
     const predict_result *result;
+    const volume_tile *window;
     double seconds_prepare;
 } provenance_facts;
 
 /* A new reference; NULL when memory is short. */
 json_t *provenance_make(const provenance_facts *facts);
+
+/* predictor_tile.c: checks the tile that the options ask for, and plans it unless it depends on the
+ * volume. */
+dm_status predictor_tile_create(dm_predictor *p, dm_error *err);
+/* The tile for a volume, planned, and that it fits the memory. */
+dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
+                             const grid_map *map, volume_tile *window, dm_error *err);
+
+/* The plan for a tile (x, y, z), kept from the last volume where it is the same. */
+dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err);
+void predictor_drop_plan(dm_predictor *p);
 
 const char *precision_name(dm_precision precision);
 

@@ -23,12 +23,20 @@ static size_t scan_interval(size_t length, size_t tile, double overlap)
     return interval > 0 ? interval : 1;
 }
 
+size_t tiling_windows(size_t length, size_t tile, double overlap)
+{
+    if (length <= tile)
+        return 1;
+    size_t interval = scan_interval(length, tile, overlap), last = length - tile;
+    return last / interval + (last % interval != 0) + 1;
+}
+
 /* Windows along one axis: every interval until one reaches the end, which is moved inwards. */
 static size_t *window_starts(size_t length, size_t tile, double overlap, size_t *n)
 {
     size_t interval = scan_interval(length, tile, overlap);
     size_t last = length - tile;
-    *n = last / interval + (last % interval != 0) + 1;
+    *n = tiling_windows(length, tile, overlap);
     size_t *start = array_alloc(*n, sizeof *start);
     if (!start)
         return NULL;

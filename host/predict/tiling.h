@@ -24,6 +24,9 @@ dm_status tiling_make(const size_t volume[3], const size_t tile[3], double overl
                       tiling *tiling, dm_error *err);
 void tiling_clear(tiling *tiling);
 
+/* Windows along one axis of a volume, 1 where the tile is as long. */
+size_t tiling_windows(size_t length, size_t tile, double overlap);
+
 /* Start (in the padded grid; may lie before the volume by pad_before) of window w. */
 void tiling_window(const tiling *tiling, size_t w, size_t start[3]);
 

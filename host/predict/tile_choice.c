@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "predict/tile_choice.h"
+
+#include <math.h>
+
+#include "predict/tiling.h"
+
+/* Sizes tried along an axis; more are thinned evenly. */
+#define SIZES_MAX 48
+/* Finished windows per worker that may wait for their turn, as the CPU backend has it. */
+#define SLOTS_PER_WORKER 2
+/* Fewer windows than threads share out the work inside a window, a little less evenly. */
+#define FEW_WINDOWS_COST 1.05
+/* Measured with 5.6 and 22.6 MB of weights, resident, without volumes and workers: the program, and
+ * the weights in float32 as read, folded, and while they are packed. */
+#define PROGRAM_BYTES (24.0 * 1048576)
+#define WEIGHT_COPIES 2.5
+/* What minimal filtering makes of 27 taps, at most: blocks of 4x4x4 voxels, and of 2x2x2 in small
+ * layers; and of 8 voxels' channels at a time. */
+#define LARGE_BLOCK_POINTS 216.0
+#define SMALL_BLOCK_POINTS 64.0
+#define LARGE_LAYER_VOXELS 512.0
+#define BLOCK_ROWS 8.0
+/* Rows of the other steps, and buffers of a fixed size. */
+#define WORKER_EXTRA_BYTES (768.0 * 1024)
+
+/* ---- Memory --------------------------------------------------------------------------------- */
+
+double tile_memory(double fixed_bytes, double worker_bytes, const size_t tile[3], size_t windows,
+                   unsigned threads)
+{
+    double window = (double)tile[0] * (double)tile[1] * (double)tile[2] * sizeof(float);
+    double workers = fmin((double)threads, (double)windows);
+    double slots = fmin(SLOTS_PER_WORKER * (double)threads, (double)windows - 1);
+    return fixed_bytes + window + workers * (worker_bytes + WORKER_EXTRA_BYTES + window) +
+           slots * window;
+}
+
+static double tensor_bytes(const plan_tensor *t, size_t element)
+{
+    return (double)t->dim[0] * (double)t->dim[1] * (double)t->dim[2] * (double)t->channels *
+           (double)element;
+}
+
+static bool is_dense(const plan_tensor *t)
+{
+    return t->pitch == t->channels;
+}
+
+/* Links that a library's convolution does not take over. */
+static bool has_other_links(const plan_step *step)
+{
+    for (size_t i = 0; i < step->n_chain; i++)
+        if (step->chain[i].op != CHAIN_RELU && step->chain[i].op != CHAIN_LEAKY_RELU &&
+            step->chain[i].op != CHAIN_ADD_TENSOR)
+            return true;
+    return false;
+}
+
+static bool is_3x3x3(const graph_node *node)
+{
+    for (int a = 0; a < 3; a++)
+        if (node->kernel[a] != 3 || node->stride[a] != 1 || node->dilation[a] != 1)
+            return false;
+    return node->groups == 1;
+}
+
+/* One plane of the input, with all that each voxel becomes. */
+static double plane_bytes(const plan_step *step, const plan_tensor *in, const plan_tensor *out)
+{
+    double made = (double)out->channels;
+    if (step->kind == STEP_CONV_TRANSPOSE)
+        for (int a = 0; a < 3; a++)
+            made *= step->node->kernel[a];
+    return (double)in->dim[1] * (double)in->dim[2] * ((double)in->channels + made) * sizeof(float);
+}
+
+/* A convolution takes dense tensors and gives dense float32 ones; others are copied. Those that
+ * work voxel by voxel do it some planes at a time. */
+static double scratch_bytes(const plan *p, const plan_step *step)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    bool transposed = step->kind == STEP_CONV_TRANSPOSE;
+    double bytes = 0;
+    if (!transposed && step->kind != STEP_CONV)
+        return 0;
+    if (conv_is_voxelwise(step->node))
+        return plane_bytes(step, in, out);
+    if (is_3x3x3(step->node))
+        bytes = LARGE_BLOCK_POINTS * BLOCK_ROWS * sizeof(float) *
+                ((double)in->channels + (double)out->channels);
+    if (!is_dense(in) || in->type != p->options.type)
+        bytes += tensor_bytes(in, element_size(p->options.type));
+    if (!is_dense(out) || transposed || has_other_links(step))
+        bytes += tensor_bytes(out, sizeof(float));
+    return bytes;
+}
+
+double tile_worker_bytes(const plan *p)
+{
+    double scratch = 0;
+    for (size_t s = 0; s < p->n_steps; s++)
+        scratch = fmax(scratch, scratch_bytes(p, &p->steps[s]));
+    return (double)p->arena_bytes + scratch;
+}
+
+double tile_program_bytes(const plan *p)
+{
+    double to_float = (double)sizeof(float) / (double)element_size(p->options.type), packed = 0;
+    for (size_t s = 0; s < p->n_steps; s++) {
+        const plan_step *step = &p->steps[s];
+        bool large =
+            tensor_bytes(&p->tensors[step->out], 1) / (double)p->tensors[step->out].channels >=
+            LARGE_LAYER_VOXELS;
+        double copies = 1;
+        if (step->kind == STEP_CONV && is_3x3x3(step->node))
+            copies = (large ? LARGE_BLOCK_POINTS : SMALL_BLOCK_POINTS) / 27;
+        packed += copies * step->weight_bytes * to_float;
+    }
+    return PROGRAM_BYTES + WEIGHT_COPIES * p->weight_bytes * to_float + packed;
+}
+
+/* ---- Choice --------------------------------------------------------------------------------- */
+
+/* Tile sizes along an axis, from the patch to the whole volume. */
+static size_t list_sizes(const tile_task *task, int axis, size_t sizes[SIZES_MAX])
+{
+    size_t stride = task->stride[axis], smallest = task->patch[axis];
+    size_t whole = (task->volume[axis] + stride - 1) / stride * stride, n = 0;
+    if (whole <= smallest) {
+        sizes[0] = smallest;
+        return 1;
+    }
+    size_t steps = (whole - smallest) / stride, skip = steps / (SIZES_MAX - 1) + 1;
+    for (size_t i = 0; i < steps; i += skip)
+        sizes[n++] = smallest + i * stride;
+    sizes[n++] = whole;
+    return n;
+}
+
+/* One share for all axes that are cut. */
+static double overlap_share(const tile_task *task, const size_t tile[3])
+{
+    double share = 0;
+    if (!isnan(task->overlap))
+        return task->overlap;
+    for (int a = 0; a < 3; a++)
+        if (tile[a] < task->volume[a])
+            share = fmax(share, (double)task->patch[a] / 2 / (double)tile[a]);
+    return share > 0 ? fmin(0.5, ceil(share * 1000 - 1e-9) / 1000) : 0;
+}
+
+static tile_choice evaluate(const tile_task *task, const size_t tile[3])
+{
+    double voxels = (double)tile[0] * (double)tile[1] * (double)tile[2];
+    tile_choice made = {{tile[0], tile[1], tile[2]}, overlap_share(task, tile), 1, 0};
+    for (int a = 0; a < 3; a++)
+        made.windows *= tiling_windows(task->volume[a], tile[a], made.overlap);
+    made.bytes = tile_memory(task->fixed_bytes, voxels * task->worker_per_voxel, tile, made.windows,
+                             task->threads);
+    return made;
+}
+
+/* Voxels through the network, or as many as it would be with even work for all threads. */
+static double cost(const tile_task *task, const tile_choice *c)
+{
+    double voxels = (double)c->tile[0] * (double)c->tile[1] * (double)c->tile[2];
+    double windows = (double)c->windows, threads = task->threads;
+    if (windows < threads)
+        return FEW_WINDOWS_COST * windows * voxels;
+    return ceil(windows / threads) * threads * voxels;
+}
+
+bool tile_choose(const tile_task *task, tile_choice *choice)
+{
+    size_t size[3][SIZES_MAX], n[3];
+    for (int a = 0; a < 3; a++)
+        n[a] = list_sizes(task, a, size[a]);
+    *choice = evaluate(task, task->patch);
+    bool fits = choice->bytes <= task->limit_bytes;
+    double least = fits ? cost(task, choice) : INFINITY;
+    for (size_t z = 0; z < n[2]; z++) {
+        for (size_t y = 0; y < n[1]; y++) {
+            for (size_t x = 0; x < n[0]; x++) {
+                const size_t tile[3] = {size[0][x], size[1][y], size[2][z]};
+                const tile_choice made = evaluate(task, tile);
+                double work = cost(task, &made);
+                if (!(made.bytes <= task->limit_bytes) || !(work <= least) ||
+                    (double)tile[0] * (double)tile[1] * (double)tile[2] > INT32_MAX)
+                    continue;
+                if (work < least || made.bytes < choice->bytes) {
+                    *choice = made;
+                    least = work;
+                }
+                fits = true;
+            }
+        }
+    }
+    return fits;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How much memory a prediction takes, and the tile that is least work within a limit.
+ *
+ * Memory = program and weights + volumes + tile weights + workers (activations, scratch, a gathered
+ * window) + finished windows that wait to be stitched. Work = windows x voxels of a tile: a
+ * network's operations are proportional to voxels.
+ *
+ * Overlap. With the default, half of a training patch, every voxel's dose comes mainly from windows
+ * whose edge is at least a quarter of a patch away. A larger tile keeps that with an overlap of as
+ * many voxels, which is a smaller share of it.
+ */
+#ifndef DOSEMAP_PREDICT_TILE_CHOICE_H
+#define DOSEMAP_PREDICT_TILE_CHOICE_H
+
+#include "model/plan.h"
+
+typedef struct tile_task {
+    size_t volume[3];        /* model grid; x, y, z as all triples here */
+    size_t patch[3];         /* training patch: no tile is smaller */
+    size_t stride[3];        /* total stride of the network */
+    double overlap;          /* share of the tile; NAN: as many voxels as half of a patch */
+    unsigned threads;        /* windows at once at most */
+    double fixed_bytes;      /* program, weights, volumes */
+    double worker_per_voxel; /* bytes of one worker per voxel of the tile */
+    double limit_bytes;
+} tile_task;
+
+typedef struct tile_choice {
+    size_t tile[3];
+    double overlap; /* three decimals where it was chosen, so that --overlap can repeat it */
+    size_t windows;
+    double bytes; /* that the prediction takes */
+} tile_choice;
+
+/* False if not even the training patch fits the limit; the choice is the patch then. */
+bool tile_choose(const tile_task *task, tile_choice *choice);
+
+/* The whole prediction, with `fixed_bytes` for what does not depend on the tile and `worker_bytes`
+ * for each worker. */
+double tile_memory(double fixed_bytes, double worker_bytes, const size_t tile[3], size_t windows,
+                   unsigned threads);
+
+/* A worker's activations, and what its convolutions may need beside them. */
+double tile_worker_bytes(const plan *plan);
+
+/* Program, libraries, and the weights as read, folded and packed. */
+double tile_program_bytes(const plan *plan);
+
+#endif
