@@ -49,7 +49,6 @@ static void fill_input(const plan *p, worker *w)
 static void *work(void *argument)
 {
     runner *r = argument;
-    worker_thread_init();
     for (r->windows = 0; now() < r->stop_at; r->windows++)
         if (worker_run(r->w, &r->error) != DM_OK)
             break;
@@ -97,7 +96,6 @@ static int print_steps(const plan *p, const network *net, worker *w)
     double *times = calloc(p->n_steps * REPEAT, sizeof *times), total = 0, least = 0;
     if (!times)
         return 1;
-    worker_thread_init();
     for (size_t r = 0; r < REPEAT; r++)
         for (size_t i = 0; i < p->n_steps; i++) {
             double begin = now();
@@ -147,7 +145,7 @@ int main(int argc, char **argv)
             argc > 4 && atoi(argv[4]) ? (size_t)atoi(argv[4]) : model->graph.patch[2 - a];
     network_plan_needs(&options);
     if (plan_build(&model->graph, &options, &p, &err) != DM_OK ||
-        network_create(p, &net, &err) != DM_OK)
+        network_create(p, 1, &net, &err) != DM_OK)
         goto done;
     for (unsigned i = 0; i < threads; i++) {
         if (worker_create(net, &runners[i].w, &err) != DM_OK)

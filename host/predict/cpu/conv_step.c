@@ -126,12 +126,13 @@ static size_t aligned(size_t bytes)
     return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-static void fill_spec(const plan *p, const plan_step *step, const conv_step *conv,
+static void fill_spec(const plan *p, const plan_step *step, const conv_step *conv, unsigned threads,
                       convolution_spec *spec)
 {
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     const graph_node *node = step->node;
     *spec = (convolution_spec){.name = step->name,
+                               .threads = conv->pieces ? 1 : threads,
                                .transposed = step->kind == STEP_CONV_TRANSPOSE && !conv->unfold,
                                .in_channels = in->channels,
                                .out_channels = out->channels,
@@ -154,7 +155,8 @@ static void fill_spec(const plan *p, const plan_step *step, const conv_step *con
         spec->in[0] = spec->out[0] = conv->planes;
 }
 
-static dm_status create(const plan *p, const plan_step *step, conv_step *conv, dm_error *err)
+static dm_status create(const plan *p, const plan_step *step, unsigned threads, conv_step *conv,
+                        dm_error *err)
 {
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     size_t taps = (size_t)step->node->kernel[0] * (size_t)step->node->kernel[1] *
@@ -170,12 +172,13 @@ static dm_status create(const plan *p, const plan_step *step, conv_step *conv, d
     conv->stage =
         conv->unfold || conv->bias_apart || out->pitch != out->channels || n_post < step->n_chain;
     conv->stage_channels = out->channels * (conv->unfold ? taps : 1);
-    /* Nothing to keep in cache: one piece. */
+    conv->pieces = is_voxelwise(step) || conv->unfold;
     conv->planes = in->dim[0];
-    if ((is_voxelwise(step) && (conv->pack || conv->stage)) || conv->unfold)
+    /* One piece where there is nothing to keep in cache and nobody to share it with. */
+    if (conv->pieces && (conv->pack || conv->stage || threads > 1))
         conv->planes = piece_planes(in, (conv->pack ? in->channels : 0) * sizeof(float) +
                                             conv->stage_channels * sizeof(float));
-    fill_spec(p, step, conv, &spec);
+    fill_spec(p, step, conv, threads, &spec);
     spec.n_post = n_post;
     if (conv->unfold) {
         status = unfold_weights(step, in->channels, out->channels, taps, &weight, &bias, err);
@@ -198,11 +201,12 @@ static dm_status create(const plan *p, const plan_step *step, conv_step *conv, d
     return status;
 }
 
-dm_status conv_step_create(const plan *p, const plan_step *step, conv_step *conv, dm_error *err)
+dm_status conv_step_create(const plan *p, const plan_step *step, unsigned threads, conv_step *conv,
+                           dm_error *err)
 {
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     *conv = (conv_step){0};
-    dm_status status = create(p, step, conv, err);
+    dm_status status = create(p, step, threads, conv, err);
     if (status != DM_OK)
         return status;
     size_t in_plane = in->dim[1] * in->dim[2], out_voxels = out->dim[0] * out->dim[1] * out->dim[2];
@@ -220,6 +224,11 @@ dm_status conv_step_create(const plan *p, const plan_step *step, conv_step *conv
     if (conv->stage)
         conv->scratch_bytes += aligned(stage_voxels * conv->stage_channels * sizeof(float));
     return DM_OK;
+}
+
+bool conv_step_is_shared(const conv_step *conv)
+{
+    return conv->winograd || conv->pieces;
 }
 
 void conv_step_free(conv_step *conv)
@@ -299,29 +308,37 @@ dm_status conv_step_run(const bound_conv *bound, const plan_step *step, const st
 {
     const conv_step *conv = bound->conv;
     const bound_chain nothing = {0};
+    size_t first = 0, end = 1;
+    if (conv->winograd)
+        end = winograd_tile_planes(conv->winograd);
+    else if (conv->pieces)
+        end = bound->in.dim[0] / conv->planes;
+    if (conv_step_is_shared(conv))
+        share_planes(buffers, end, &first, &end);
     if (conv->winograd) {
-        run_winograd(bound, buffers, scratch, 0, winograd_tile_planes(conv->winograd));
+        run_winograd(bound, buffers, scratch, first, end);
         return DM_OK;
     }
-    for (size_t z = 0; z < bound->in.dim[0]; z += conv->planes) {
+    for (size_t piece = first; piece < end; piece++) {
+        size_t z = piece * conv->planes;
         tensor_view in = view_planes(&bound->in, z, conv->planes);
-        size_t first = z * in.dim[1] * in.dim[2]; /* of the result, when there are pieces */
+        size_t voxel = z * in.dim[1] * in.dim[2]; /* of the result, when there are pieces */
         const void *operands[CONV_STEP_MAX_POST] = {0};
         if (conv->pack) {
             tensor_view packed = in;
             packed.data = scratch + conv->pack_at;
             packed.pitch = packed.channels;
             packed.type = conv->source_type;
-            step_pointwise(buffers, &in, &packed, &nothing);
+            step_pointwise_part(buffers, &in, 0, &packed, &nothing);
             in = packed;
         }
         for (size_t i = 0; i < conv->post_done; i++)
             if (bound->operands[i])
                 operands[i] = (const char *)bound->operands[i] +
-                              first * bound->out.channels * element_size(conv->post[i].type);
+                              voxel * bound->out.channels * element_size(conv->post[i].type);
         void *to = conv->stage ? scratch + conv->stage_at
                                : (unsigned char *)bound->out.data +
-                                     first * bound->out.channels * element_size(bound->out.type);
+                                     voxel * bound->out.channels * element_size(bound->out.type);
         dm_status status = convolution_run(bound->binding, in.data, to, operands, scratch, err);
         if (status != DM_OK)
             return status;

@@ -12,6 +12,9 @@
  * Packing and the stage are left out where nothing needs them. Where each voxel's result depends on
  * its own input voxel only (1x1x1; transposed with kernel = stride, a 1x1x1 convolution to
  * kz*ky*kx*O channels), the step runs a few planes at a time, so that pack and stage stay in cache.
+ *
+ * Threads share a step by its pieces or planes of tiles; a step without either is one thread's, and
+ * oneDNN's own threads share the convolution.
  */
 #ifndef DOSEMAP_PREDICT_CPU_CONV_STEP_H
 #define DOSEMAP_PREDICT_CPU_CONV_STEP_H
@@ -30,16 +33,20 @@ typedef struct conv_step {
     bool pack, stage, unfold;
     bool bias_apart; /* the bias is left to the chain */
     size_t planes;   /* of the input, run at a time; divides it */
+    bool pieces;     /* planes are independent of each other */
     size_t stage_channels;
     element_type source_type; /* that oneDNN reads */
     size_t pack_at, stage_at, scratch_bytes;
 } conv_step;
 
-dm_status conv_step_create(const plan *plan, const plan_step *step, conv_step *conv, dm_error *err);
+/* threads: that run the step together */
+dm_status conv_step_create(const plan *plan, const plan_step *step, unsigned threads,
+                           conv_step *conv, dm_error *err);
+bool conv_step_is_shared(const conv_step *conv);
 void conv_step_free(conv_step *conv);
 const char *conv_step_kernel(const conv_step *conv);
 
-/* One worker's handles: views, the tensors of the links that are done (NULL for others), the
+/* One thread's handles: views, the tensors of the links that are done (NULL for others), the
  * rest of the chain with the bias in front of it if it is apart. */
 typedef struct bound_conv {
     const conv_step *conv;
@@ -49,6 +56,7 @@ typedef struct bound_conv {
     bound_chain rest;
 } bound_conv;
 
+/* The share of `buffers`; all of it if the step is not shared. */
 dm_status conv_step_run(const bound_conv *bound, const plan_step *step, const step_buffers *buffers,
                         unsigned char *scratch, dm_error *err);
 

@@ -21,6 +21,7 @@ typedef struct post_operation {
 
 typedef struct convolution_spec {
     const char *name; /* for messages */
+    unsigned threads; /* of the library's own, for each run; 0 counts as 1 */
     bool transposed;  /* the gradient of a convolution for its input: no bias, no post-operations */
     size_t in_channels, out_channels, groups;
     size_t in[3], out[3]; /* z, y, x */
@@ -57,8 +58,6 @@ void convolution_unbind(convolution_binding *binding);
 dm_status convolution_run(convolution_binding *binding, const void *source, void *destination,
                           const void *const *operands, void *scratch, dm_error *err);
 
-/* Limits the library to the calling thread. */
-void convolution_thread_init(void);
 const char *convolution_library(void);
 /* True where the CPU has instructions of its own for this type. */
 bool convolution_is_native(element_type type);

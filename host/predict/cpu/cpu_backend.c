@@ -94,7 +94,7 @@ static dm_status create(const plan *steps, const char *device, unsigned threads,
     char name[128];
     snprintf(s->description, sizeof s->description, "%s; %s", cpu_name(name, sizeof name),
              network_library());
-    status = network_create(steps, &s->network, err);
+    status = network_create(steps, 1, &s->network, err);
 done:
     if (status == DM_OK)
         *state = s;
@@ -156,7 +156,6 @@ static void *work(void *argument)
     cpu_thread *t = argument;
     cpu_run *run = t->run;
     size_t window;
-    worker_thread_init();
     while (next_window(t, &window)) {
         dm_error error = {0};
         if (worker_run(t->worker, &error) != DM_OK) {

@@ -2,9 +2,11 @@
 #include "predict/cpu/network.h"
 
 #include "base/error.h"
+#include "base/parallel.h"
 #include "predict/cpu/conv_step.h"
 #include "predict/cpu/steps.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 
 /* Floats of a row: two of them leave half of a first-level cache free. */
@@ -19,6 +21,7 @@ typedef struct shared_step {
 
 struct network {
     const plan *plan;
+    unsigned threads; /* that share a window */
     shared_step *steps;
     size_t n_links;
     size_t scratch_bytes, row_floats, channels; /* largest of any step */
@@ -27,16 +30,22 @@ struct network {
 typedef struct bound_step {
     tensor_view in, out;
     bound_chain chain;
-    bound_conv conv;
 } bound_step;
+
+/* What each thread of a worker has for itself. */
+typedef struct member {
+    unsigned char *scratch;
+    step_buffers buffers;
+    bound_conv *convs; /* by step */
+} member;
 
 struct worker {
     const network *network;
     unsigned char *memory; /* the arena, then what follows */
-    unsigned char *scratch;
-    step_buffers buffers;
+    norm_state norm;
     bound_link *links;
     bound_step *steps;
+    member *members;
 };
 
 static bool is_convolution(const plan_step *step)
@@ -82,7 +91,7 @@ static dm_status prepare(network *net, const plan_step *step, shared_step *share
     for (int a = 0; mapped && status == DM_OK && a < 3; a++)
         status = axis_map_create(step, a, in->dim[a], out->dim[a], &shared->maps[a], err);
     if (is_convolution(step)) {
-        status = conv_step_create(net->plan, step, &shared->conv, err);
+        status = conv_step_create(net->plan, step, net->threads, &shared->conv, err);
         done = shared->conv.post_done;
         if (shared->conv.scratch_bytes > net->scratch_bytes)
             net->scratch_bytes = shared->conv.scratch_bytes;
@@ -95,7 +104,7 @@ static dm_status prepare(network *net, const plan_step *step, shared_step *share
     return status;
 }
 
-dm_status network_create(const plan *p, network **created, dm_error *err)
+dm_status network_create(const plan *p, unsigned threads, network **created, dm_error *err)
 {
     *created = NULL;
     dm_status status = check_plan(p, err);
@@ -105,6 +114,7 @@ dm_status network_create(const plan *p, network **created, dm_error *err)
     if (!net)
         return error_memory(err, sizeof *net, "the network");
     net->plan = p;
+    net->threads = threads;
     net->row_floats = ROW_FLOATS;
     for (size_t i = 0; i < p->n_tensors; i++)
         if (p->tensors[i].channels > net->channels)
@@ -163,7 +173,9 @@ const char *network_kernel(const network *net, size_t step)
 
 /* Where a worker's parts lie in its one piece of memory. */
 typedef struct worker_layout {
-    size_t scratch, row, operand, parameters, statistics, bytes;
+    size_t parameters, statistics;
+    size_t members, row, operand, member_bytes; /* from a member's start: scratch, row, operand */
+    size_t bytes;
 } worker_layout;
 
 static size_t place(size_t *end, size_t bytes)
@@ -178,12 +190,13 @@ static worker_layout lay_out(const network *net)
     worker_layout l = {0};
     size_t end = 0;
     place(&end, net->plan->arena_bytes);
-    l.scratch = place(&end, net->scratch_bytes);
-    l.row = place(&end, net->row_floats * sizeof(float));
-    l.operand = place(&end, net->row_floats * sizeof(float));
     l.parameters = place(&end, 3 * net->channels * sizeof(float));
     l.statistics = place(&end, 2 * net->channels * sizeof(double));
-    l.bytes = end;
+    l.members = end;
+    place(&l.member_bytes, net->scratch_bytes);
+    l.row = place(&l.member_bytes, net->row_floats * sizeof(float));
+    l.operand = place(&l.member_bytes, net->row_floats * sizeof(float));
+    l.bytes = end + net->threads * l.member_bytes;
     return l;
 }
 
@@ -224,24 +237,31 @@ static void bind_chain(worker *w, const plan_step *step, const shared_step *shar
     }
 }
 
-static dm_status bind_step(worker *w, const plan_step *step, const shared_step *shared,
-                           bound_step *bound, dm_error *err)
+static dm_status bind_conv(worker *w, const plan_step *step, const shared_step *shared,
+                           const bound_step *bound, bound_conv *conv, dm_error *err)
 {
+    conv->conv = &shared->conv;
+    conv->in = bound->in;
+    conv->out = bound->out;
+    conv->rest = bound->chain;
+    for (size_t i = 0; i < shared->conv.post_done; i++)
+        if (has_tensor(step->chain[i].op))
+            conv->operands[i] = view_of(w, step->chain[i].tensor).data;
+    return shared->conv.conv ? convolution_bind(shared->conv.conv, &conv->binding, err) : DM_OK;
+}
+
+static dm_status bind_step(worker *w, size_t index, dm_error *err)
+{
+    const plan_step *step = &w->network->plan->steps[index];
+    const shared_step *shared = &w->network->steps[index];
+    bound_step *bound = &w->steps[index];
+    dm_status status = DM_OK;
     bound->in = view_of(w, step->in);
     bound->out = view_of(w, step->out);
     bind_chain(w, step, shared, bound);
-    if (!is_convolution(step))
-        return DM_OK;
-    bound->conv.conv = &shared->conv;
-    bound->conv.in = bound->in;
-    bound->conv.out = bound->out;
-    bound->conv.rest = bound->chain;
-    for (size_t i = 0; i < shared->conv.post_done; i++)
-        if (has_tensor(step->chain[i].op))
-            bound->conv.operands[i] = view_of(w, step->chain[i].tensor).data;
-    if (shared->conv.winograd)
-        return DM_OK;
-    return convolution_bind(shared->conv.conv, &bound->conv.binding, err);
+    for (unsigned i = 0; is_convolution(step) && i < w->network->threads && status == DM_OK; i++)
+        status = bind_conv(w, step, shared, bound, &w->members[i].convs[index], err);
+    return status;
 }
 
 static dm_status allocate(worker *w, dm_error *err)
@@ -251,14 +271,26 @@ static dm_status allocate(worker *w, dm_error *err)
     w->memory = array_zero(l.bytes, 1);
     w->links = array_zero(net->n_links + 1, sizeof *w->links);
     w->steps = array_zero(net->plan->n_steps + 1, sizeof *w->steps);
-    if (!w->memory || !w->links || !w->steps)
+    w->members = array_zero(net->threads, sizeof *w->members);
+    if (!w->memory || !w->links || !w->steps || !w->members)
         return error_memory(err, l.bytes, "a worker's activations; a smaller tile needs less");
-    w->scratch = w->memory + l.scratch;
-    w->buffers = (step_buffers){.row_floats = net->row_floats,
-                                .row = (float *)(w->memory + l.row),
-                                .operand = (float *)(w->memory + l.operand),
-                                .statistics = (double *)(w->memory + l.statistics),
-                                .parameters = (float *)(w->memory + l.parameters)};
+    w->norm.mean = (double *)(w->memory + l.statistics);
+    w->norm.variance = w->norm.mean + net->channels;
+    w->norm.centre = (float *)(w->memory + l.parameters);
+    w->norm.scale = w->norm.centre + net->channels;
+    w->norm.shift = w->norm.scale + net->channels;
+    for (unsigned i = 0; i < net->threads; i++) {
+        member *m = &w->members[i];
+        m->scratch = w->memory + l.members + i * l.member_bytes;
+        m->buffers = (step_buffers){.share = i,
+                                    .shares = net->threads,
+                                    .row_floats = net->row_floats,
+                                    .row = (float *)(m->scratch + l.row),
+                                    .operand = (float *)(m->scratch + l.operand)};
+        m->convs = array_zero(net->plan->n_steps + 1, sizeof *m->convs);
+        if (!m->convs)
+            return error_memory(err, net->plan->n_steps * sizeof *m->convs, "a worker's steps");
+    }
     return DM_OK;
 }
 
@@ -271,7 +303,7 @@ dm_status worker_create(const network *net, worker **created, dm_error *err)
     w->network = net;
     dm_status status = allocate(w, err);
     for (size_t i = 0; status == DM_OK && i < net->plan->n_steps; i++)
-        status = bind_step(w, &net->plan->steps[i], &net->steps[i], &w->steps[i], err);
+        status = bind_step(w, i, err);
     if (status == DM_OK)
         *created = w;
     else
@@ -283,8 +315,12 @@ void worker_free(worker *w)
 {
     if (!w)
         return;
-    for (size_t i = 0; w->steps && i < w->network->plan->n_steps; i++)
-        convolution_unbind(w->steps[i].conv.binding);
+    for (unsigned m = 0; w->members && m < w->network->threads; m++) {
+        for (size_t i = 0; w->members[m].convs && i < w->network->plan->n_steps; i++)
+            convolution_unbind(w->members[m].convs[i].binding);
+        free(w->members[m].convs);
+    }
+    free(w->members);
     free(w->steps);
     free(w->links);
     free(w->memory);
@@ -306,58 +342,99 @@ const float *worker_output(const worker *w)
     return view_of(w, w->network->plan->output).data;
 }
 
-void worker_thread_init(void)
-{
-    convolution_thread_init();
-}
-
 /* ---- Running -------------------------------------------------------------------------------- */
 
-static void run_mapped(const worker *w, const plan_step *step, const shared_step *shared,
-                       const bound_step *bound)
+static void run_mapped(const step_buffers *buffers, const plan_step *step,
+                       const shared_step *shared, const bound_step *bound)
 {
     const graph_node *node = step->node;
     bool slice = step->kind == STEP_SLICE;
     if (step->kind == STEP_RESIZE && node->resize == RESIZE_LINEAR)
-        step_interpolate(&w->buffers, shared->maps, &bound->in, &bound->out, &bound->chain);
+        step_interpolate(buffers, shared->maps, &bound->in, &bound->out, &bound->chain);
     else
-        step_gather(&w->buffers, shared->maps, slice ? (size_t)node->channel_begin : 0,
+        step_gather(buffers, shared->maps, slice ? (size_t)node->channel_begin : 0,
                     slice ? (size_t)node->channel_step : 1, node->pad_value, &bound->in,
                     &bound->out, &bound->chain);
 }
 
-dm_status worker_run_step(worker *w, size_t index, dm_error *err)
+/* One member's share of a step, or all of it. */
+static dm_status run_share(worker *w, size_t index, member *m, dm_error *err)
 {
     const plan_step *step = &w->network->plan->steps[index];
     const shared_step *shared = &w->network->steps[index];
     const bound_step *bound = &w->steps[index];
+    const step_buffers *buffers = &m->buffers;
     switch (step->kind) {
     case STEP_CONV:
     case STEP_CONV_TRANSPOSE:
-        return conv_step_run(&bound->conv, step, &w->buffers, w->scratch, err);
+        return conv_step_run(&m->convs[index], step, buffers, m->scratch, err);
     case STEP_NORM:
-        step_norm(&w->buffers, step, &bound->in, &bound->out, &bound->chain);
+        step_norm_apply(buffers, &w->norm, &bound->in, &bound->out, &bound->chain);
         break;
     case STEP_POINTWISE:
     case STEP_COPY:
-        step_pointwise(&w->buffers, &bound->in, &bound->out, &bound->chain);
+        step_pointwise(buffers, &bound->in, &bound->out, &bound->chain);
         break;
     case STEP_MAX_POOL:
-        step_max_pool(&w->buffers, step->node, &bound->in, &bound->out, &bound->chain);
+        step_max_pool(buffers, step->node, &bound->in, &bound->out, &bound->chain);
         break;
     case STEP_AVERAGE_POOL:
-        step_average_pool(&w->buffers, step->node, &bound->in, &bound->out, &bound->chain);
+        step_average_pool(buffers, step->node, &bound->in, &bound->out, &bound->chain);
         break;
     case STEP_GLOBAL_AVERAGE_POOL:
-        step_global_average_pool(&w->buffers, &bound->in, &bound->out, &bound->chain);
+        step_global_average_pool(buffers, &w->norm, &bound->in, &bound->out, &bound->chain);
         break;
     case STEP_PAD:
     case STEP_SLICE:
     case STEP_RESIZE:
-        run_mapped(w, step, shared, bound);
+        run_mapped(buffers, step, shared, bound);
         break;
     }
     return DM_OK;
+}
+
+typedef struct shared_run {
+    worker *worker;
+    size_t step;
+    pthread_mutex_t lock; /* of error: any share's */
+    dm_error error;
+} shared_run;
+
+static void run_part(void *context, unsigned part)
+{
+    shared_run *run = context;
+    dm_error error = {0};
+    if (run_share(run->worker, run->step, &run->worker->members[part], &error) == DM_OK)
+        return;
+    pthread_mutex_lock(&run->lock);
+    run->error = error;
+    pthread_mutex_unlock(&run->lock);
+}
+
+static bool is_shared(const network *net, size_t index)
+{
+    const plan_step *step = &net->plan->steps[index];
+    if (is_convolution(step))
+        return conv_step_is_shared(&net->steps[index].conv);
+    return step->kind != STEP_GLOBAL_AVERAGE_POOL;
+}
+
+dm_status worker_run_step(worker *w, size_t index, dm_error *err)
+{
+    const network *net = w->network;
+    const plan_step *step = &net->plan->steps[index];
+    member *leader = &w->members[0];
+    if (step->kind == STEP_NORM)
+        step_norm_measure(&leader->buffers, step, &w->steps[index].in, &w->norm);
+    if (net->threads == 1 || !is_shared(net, index))
+        return run_share(w, index, leader, err);
+    shared_run run = {.worker = w, .step = index};
+    pthread_mutex_init(&run.lock, NULL);
+    parallel_run(net->threads, run_part, &run);
+    pthread_mutex_destroy(&run.lock);
+    if (run.error.status != DM_OK && err)
+        *err = run.error;
+    return run.error.status;
 }
 
 dm_status worker_run(worker *w, dm_error *err)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Running a plan on CPU cores: 3x3x3 convolutions by minimal filtering (winograd.c), the others by
- * oneDNN (onednn.c, the only file that knows it), every other step by loops of our own (steps_*.c). One worker runs one window at a time through
- * the whole network on one core, so that activations stay in its cache; nothing is allocated while
- * tiles run.
+ * oneDNN (onednn.c, the only file that knows it), every other step by loops of our own (steps_*.c).
+ * One worker runs one window at a time through the whole network, on one core, so that activations
+ * stay in its cache; or, where there are fewer windows than cores, on several cores that share each
+ * step. Nothing is allocated while tiles run but the threads of such a worker.
  *
  * There is no batch here: two windows at once through the same primitives gained nothing (Zen 4,
  * float32 and bf16, within 3 % at each level of dosegan and mostly slower), and one window at a time
@@ -14,10 +15,10 @@
 
 #include "model/plan.h"
 
-/* Primitives and packed weights of a plan; shared by all workers, read-only. The plan must outlive
- * it. Errors: UNSUPPORTED where the CPU or oneDNN cannot do the plan's element type. */
+/* Primitives and packed weights of a plan; shared by all workers, read-only. threads: that share
+ * each window, at least 1. The plan must outlive it. Errors: UNSUPPORTED where the CPU or oneDNN cannot do the plan's element type. */
 typedef struct network network;
-dm_status network_create(const plan *plan, network **network, dm_error *err);
+dm_status network_create(const plan *plan, unsigned threads, network **network, dm_error *err);
 void network_free(network *network);
 const char *network_library(void); /* "oneDNN 2.6.3, AVX-512 BF16" */
 /* True where this CPU computes in that precision by its own instructions. */
@@ -35,15 +36,12 @@ void worker_free(worker *worker);
  * worker_run, and its output (float32, (D, H, W, C)). Both are dense and stay where they are. */
 void *worker_input(worker *worker);
 const float *worker_output(const worker *worker);
-/* Runs all steps. Must be called in a thread that has called worker_thread_init once; several
- * workers may run at the same time. */
+/* Runs all steps; several workers may run at the same time. The result is the same for any number
+ * of threads. */
 dm_status worker_run(worker *worker, dm_error *err);
 /* For tests and benchmarks: one step, the arena that the plan's offsets refer to, and the name
  * of the kernel of a convolution step ("ref..." is a very slow one), NULL for others. */
 dm_status worker_run_step(worker *worker, size_t step, dm_error *err);
 void *worker_arena(worker *worker);
 const char *network_kernel(const network *network, size_t step);
-/* Limits OpenMP inside oneDNN to the calling thread. */
-void worker_thread_init(void);
-
 #endif

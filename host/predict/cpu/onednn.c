@@ -3,9 +3,8 @@
  * The only file that knows oneDNN. Its C API changed with version 3: memory descriptors became
  * opaque, operation descriptors went; the section "Versions" hides that.
  *
- * Everything is made for one thread. The number of threads is fixed when a primitive is made, from
- * OpenMP's setting, so that is 1 for the time of the call; when a primitive runs, the worker's own
- * setting (convolution_thread_init) has to agree. Weights are packed once into the layout the
+ * The number of threads is fixed when a primitive is made, from OpenMP's setting; when it runs, the
+ * setting of the thread that calls has to agree. Both are made so for the time of the call. Weights are packed once into the layout the
  * kernel asks for. Scratchpads are the user's, which makes primitives safe to run from several
  * threads.
  */
@@ -28,6 +27,7 @@ struct convolution {
     dnnl_primitive_t primitive;
     dnnl_memory_t weights, bias; /* packed; only read once made */
     bool transposed;
+    int threads;
     size_t n_post;
     post_operation post[MAX_POST];
 };
@@ -451,8 +451,9 @@ dm_status convolution_create(const convolution_spec *spec, convolution **conv, s
     if (!c)
         return error_memory(err, sizeof *c, "a convolution");
     c->transposed = spec->transposed;
+    c->threads = spec->threads > 0 ? (int)spec->threads : 1;
     int threads = omp_get_max_threads();
-    omp_set_num_threads(1);
+    omp_set_num_threads(c->threads);
     dm_status status = make(spec, c, err);
     omp_set_num_threads(threads);
     if (status != DM_OK) {
@@ -581,6 +582,8 @@ dm_status convolution_run(convolution_binding *binding, const void *source, void
                           const void *const *operands, void *scratch, dm_error *err)
 {
     const convolution *c = binding->conv;
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(c->threads);
     dnnl_status_t s = point_to(binding->source, source);
     if (s == dnnl_success)
         s = point_to(binding->destination, destination);
@@ -593,12 +596,8 @@ dm_status convolution_run(convolution_binding *binding, const void *source, void
         s = dnnl_primitive_execute(c->primitive, binding->stream, binding->n_args, binding->args);
     if (s == dnnl_success)
         s = dnnl_stream_wait(binding->stream);
+    omp_set_num_threads(threads);
     return s == dnnl_success ? DM_OK : failed(err, s, convolution_kernel(c), "run");
-}
-
-void convolution_thread_init(void)
-{
-    omp_set_num_threads(1);
 }
 
 /* ---- What there is -------------------------------------------------------------------------- */

@@ -3,7 +3,8 @@
  * The steps of a plan that are not convolutions. Each makes its result in float32 a run of voxels
  * at a time, in a buffer that stays in the innermost cache; the step's chain is applied there, and
  * only then is the run rounded and stored (rows_finish). So there is one place for chains, for
- * element types and for views.
+ * element types and for views. Several threads may share a step: each makes its planes of the
+ * result.
  *
  * Voxels of a tensor are counted z, y, x; a run is consecutive voxels, all channels of each.
  */
@@ -48,15 +49,22 @@ typedef struct bound_chain {
     const bound_link *links;
 } bound_chain;
 
-/* A worker's buffers: `row` and `operand` hold row_floats each, at least one voxel of any step;
- * `statistics` 2 doubles and `parameters` 3 floats per channel. */
+/* A thread's buffers: `row` and `operand` hold row_floats each, at least one voxel of any step.
+ * And its share of the step, of `shares` about equal ones. */
 typedef struct step_buffers {
+    unsigned share, shares;
     size_t row_floats;
     float *row, *operand;
-    double *statistics;
-    float *parameters;
 } step_buffers;
 
+/* What is between the two passes of a normalisation, for `channels` each. */
+typedef struct norm_state {
+    double *mean, *variance;
+    float *centre, *scale, *shift;
+} norm_state;
+
+/* The share's part of n planes: from *first up to *end. */
+void share_planes(const step_buffers *buffers, size_t n, size_t *first, size_t *end);
 /* Voxels that fit a buffer. */
 size_t rows_capacity(const step_buffers *buffers, size_t channels);
 /* Voxels [first, first+n) of `like` as float32 into row, from a view of its size, or one that is
@@ -81,19 +89,23 @@ dm_status axis_map_create(const plan_step *step, int axis, size_t in, size_t out
                           dm_error *err);
 void axis_map_free(axis_map *map);
 
-/* STEP_POINTWISE, STEP_COPY: voxels [first, first+n) of in's result. */
+/* STEP_POINTWISE, STEP_COPY */
 void step_pointwise(const step_buffers *buffers, const tensor_view *in, const tensor_view *out,
                     const bound_chain *chain);
-/* A part of a larger result: in's voxel 0 is out's voxel `first`. */
+/* A part of a larger result, not shared: in's voxel 0 is out's voxel `first`. */
 void step_pointwise_part(const step_buffers *buffers, const tensor_view *in, size_t first,
                          const tensor_view *out, const bound_chain *chain);
-void step_norm(const step_buffers *buffers, const plan_step *step, const tensor_view *in,
-               const tensor_view *out, const bound_chain *chain);
+/* Statistics of all voxels, by one thread; then the result, shared. */
+void step_norm_measure(const step_buffers *buffers, const plan_step *step, const tensor_view *in,
+                       norm_state *state);
+void step_norm_apply(const step_buffers *buffers, const norm_state *state, const tensor_view *in,
+                     const tensor_view *out, const bound_chain *chain);
 void step_max_pool(const step_buffers *buffers, const graph_node *node, const tensor_view *in,
                    const tensor_view *out, const bound_chain *chain);
 void step_average_pool(const step_buffers *buffers, const graph_node *node, const tensor_view *in,
                        const tensor_view *out, const bound_chain *chain);
-void step_global_average_pool(const step_buffers *buffers, const tensor_view *in,
+/* Not shared. */
+void step_global_average_pool(const step_buffers *buffers, norm_state *state, const tensor_view *in,
                               const tensor_view *out, const bound_chain *chain);
 /* STEP_PAD, STEP_SLICE, STEP_RESIZE (nearest): every voxel comes from one voxel or is `fill`. */
 void step_gather(const step_buffers *buffers, const axis_map map[3], size_t channel_begin,

@@ -131,7 +131,9 @@ void step_gather(const step_buffers *buffers, const axis_map map[3], size_t chan
                  const bound_chain *chain)
 {
     size_t channels = out->channels, capacity = rows_capacity(buffers, channels);
-    for (size_t z = 0; z < out->dim[0]; z++)
+    size_t first, end;
+    share_planes(buffers, out->dim[0], &first, &end);
+    for (size_t z = first; z < end; z++)
         for (size_t y = 0; y < out->dim[1]; y++)
             for (size_t x = 0; x < out->dim[2]; x += capacity) {
                 size_t n = out->dim[2] - x < capacity ? out->dim[2] - x : capacity;
@@ -203,7 +205,9 @@ void step_interpolate(const step_buffers *buffers, const axis_map map[3], const 
                       const tensor_view *out, const bound_chain *chain)
 {
     size_t capacity = rows_capacity(buffers, out->channels), plane = in->dim[1] * in->dim[2];
-    for (size_t z = 0; z < out->dim[0]; z++)
+    size_t first, end;
+    share_planes(buffers, out->dim[0], &first, &end);
+    for (size_t z = first; z < end; z++)
         for (size_t y = 0; y < out->dim[1]; y++) {
             size_t z0 = (size_t)map[0].low[z] * plane, z1 = (size_t)map[0].high[z] * plane;
             size_t y0 = (size_t)map[1].low[y] * in->dim[2],

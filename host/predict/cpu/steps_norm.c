@@ -69,37 +69,42 @@ static void average_groups(double *sum, size_t channels, size_t groups, size_t v
     }
 }
 
-void step_norm(const step_buffers *buffers, const plan_step *step, const tensor_view *in,
-               const tensor_view *out, const bound_chain *chain)
+void step_norm_measure(const step_buffers *buffers, const plan_step *step, const tensor_view *in,
+                       norm_state *state)
 {
     size_t channels = in->channels, voxels = view_voxels(in);
     size_t groups = step->node->op == OP_INSTANCE_NORM ? channels : (size_t)step->node->groups;
-    double *mean = buffers->statistics, *variance = mean + channels;
-    float *centre = buffers->parameters, *scale = centre + channels, *shift = scale + channels;
-    sum_channels(buffers, in, NULL, mean);
-    average_groups(mean, channels, groups, voxels);
-    sum_channels(buffers, in, mean, variance);
-    average_groups(variance, channels, groups, voxels);
+    sum_channels(buffers, in, NULL, state->mean);
+    average_groups(state->mean, channels, groups, voxels);
+    sum_channels(buffers, in, state->mean, state->variance);
+    average_groups(state->variance, channels, groups, voxels);
     for (size_t c = 0; c < channels; c++) {
-        double s = 1 / sqrt(variance[c] + (double)step->node->epsilon);
-        centre[c] = (float)mean[c];
-        scale[c] = (float)(step->scale ? s * (double)step->scale[c] : s);
-        shift[c] = step->shift ? step->shift[c] : 0;
+        double s = 1 / sqrt(state->variance[c] + (double)step->node->epsilon);
+        state->centre[c] = (float)state->mean[c];
+        state->scale[c] = (float)(step->scale ? s * (double)step->scale[c] : s);
+        state->shift[c] = step->shift ? step->shift[c] : 0;
     }
-    size_t capacity = rows_capacity(buffers, channels);
-    for (size_t v = 0; v < voxels; v += capacity) {
-        size_t n = voxels - v < capacity ? voxels - v : capacity;
+}
+
+void step_norm_apply(const step_buffers *buffers, const norm_state *state, const tensor_view *in,
+                     const tensor_view *out, const bound_chain *chain)
+{
+    size_t channels = in->channels, plane = in->dim[1] * in->dim[2];
+    size_t capacity = rows_capacity(buffers, channels), first, end;
+    share_planes(buffers, in->dim[0], &first, &end);
+    for (size_t v = first * plane; v < end * plane; v += capacity) {
+        size_t n = end * plane - v < capacity ? end * plane - v : capacity;
         rows_load(in, in, v, n, buffers->row);
-        normalise(buffers->row, n, channels, centre, scale, shift);
+        normalise(buffers->row, n, channels, state->centre, state->scale, state->shift);
         rows_finish(buffers, out, chain, v, n);
     }
 }
 
-void step_global_average_pool(const step_buffers *buffers, const tensor_view *in,
+void step_global_average_pool(const step_buffers *buffers, norm_state *state, const tensor_view *in,
                               const tensor_view *out, const bound_chain *chain)
 {
-    sum_channels(buffers, in, NULL, buffers->statistics);
+    sum_channels(buffers, in, NULL, state->mean);
     for (size_t c = 0; c < in->channels; c++)
-        buffers->row[c] = (float)(buffers->statistics[c] / (double)view_voxels(in));
+        buffers->row[c] = (float)(state->mean[c] / (double)view_voxels(in));
     rows_finish(buffers, out, chain, 0, 1);
 }

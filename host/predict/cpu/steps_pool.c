@@ -76,10 +76,11 @@ static void sum_into(float *restrict row, const tensor_view *in, const pool_wind
 static void pool(const step_buffers *buffers, const graph_node *node, bool maximum,
                  const tensor_view *in, const tensor_view *out, const bound_chain *chain)
 {
-    size_t voxels = view_voxels(out), channels = out->channels;
-    size_t capacity = rows_capacity(buffers, channels);
-    for (size_t first = 0; first < voxels; first += capacity) {
-        size_t n = voxels - first < capacity ? voxels - first : capacity;
+    size_t channels = out->channels, plane = out->dim[1] * out->dim[2];
+    size_t capacity = rows_capacity(buffers, channels), begin, end;
+    share_planes(buffers, out->dim[0], &begin, &end);
+    for (size_t first = begin * plane; first < end * plane; first += capacity) {
+        size_t n = end * plane - first < capacity ? end * plane - first : capacity;
         for (size_t i = 0; i < n; i++) {
             size_t v = first + i, counted[3];
             size_t at[3] = {v / out->dim[2] / out->dim[1], v / out->dim[2] % out->dim[1],

@@ -28,6 +28,12 @@ tensor_view view_planes(const tensor_view *view, size_t z, size_t planes)
     return part;
 }
 
+void share_planes(const step_buffers *buffers, size_t n, size_t *first, size_t *end)
+{
+    *first = n * buffers->share / buffers->shares;
+    *end = n * (buffers->share + 1) / buffers->shares;
+}
+
 size_t rows_capacity(const step_buffers *buffers, size_t channels)
 {
     return buffers->row_floats / channels;
@@ -163,13 +169,16 @@ void step_pointwise_part(const step_buffers *buffers, const tensor_view *in, siz
 void step_pointwise(const step_buffers *buffers, const tensor_view *in, const tensor_view *out,
                     const bound_chain *chain)
 {
-    size_t voxels = view_voxels(out), capacity = rows_capacity(buffers, out->channels);
-    if (view_voxels(in) == voxels && in->channels == out->channels) {
-        step_pointwise_part(buffers, in, 0, out, chain);
+    size_t capacity = rows_capacity(buffers, out->channels), plane = out->dim[1] * out->dim[2];
+    size_t first, end;
+    share_planes(buffers, out->dim[0], &first, &end);
+    if (view_voxels(in) == view_voxels(out) && in->channels == out->channels) {
+        tensor_view part = view_planes(in, first, end - first);
+        step_pointwise_part(buffers, &part, first * plane, out, chain);
         return;
     }
-    for (size_t v = 0; v < voxels; v += capacity) {
-        size_t n = voxels - v < capacity ? voxels - v : capacity;
+    for (size_t v = first * plane; v < end * plane; v += capacity) {
+        size_t n = end * plane - v < capacity ? end * plane - v : capacity;
         rows_load(in, out, v, n, buffers->row);
         rows_finish(buffers, out, chain, v, n);
     }

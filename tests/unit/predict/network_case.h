@@ -139,14 +139,13 @@ static inline void case_ends(network_case *k)
     k->p.output = case_tensor(k, ELEMENT_F32, 1, 1, 1, 1, 0, 0);
 }
 
-static inline bool case_agrees(network_case *k, double atol, double rtol)
+static inline bool case_agrees_on(network_case *k, unsigned threads, double atol, double rtol)
 {
     dm_error err = {0};
     network *net;
     worker *w;
     const plan_tensor *out = &k->tensors[k->step.out];
-    case_ends(k);
-    if (network_create(&k->p, &net, &err) != DM_OK) {
+    if (network_create(&k->p, threads, &net, &err) != DM_OK) {
         fprintf(stderr, "%s; %s\n", err.what, err.remedy);
         return false;
     }
@@ -156,7 +155,6 @@ static inline bool case_agrees(network_case *k, double atol, double rtol)
     case_fill_arena(k, arena);
     memcpy(copy, arena, k->p.arena_bytes);
     interpret_step(&k->p, &k->step, copy);
-    worker_thread_init();
     assert_int_equal(worker_run(w, &err), DM_OK);
     float *got = case_take(out, arena), *want = case_take(out, copy);
     size_t n = tensor_voxels(out) * out->channels;
@@ -165,13 +163,21 @@ static inline bool case_agrees(network_case *k, double atol, double rtol)
     if (!rest)
         fprintf(stderr, "the step wrote outside its result\n");
     if (!close)
-        fprintf(stderr, "kernel: %s\n", network_kernel(net, 0) ? network_kernel(net, 0) : "own");
+        fprintf(stderr, "kernel: %s, %u threads\n",
+                network_kernel(net, 0) ? network_kernel(net, 0) : "own", threads);
     free(got);
     free(want);
     free(copy);
     worker_free(w);
     network_free(net);
     return close && rest;
+}
+
+/* On one thread, and on three that share the step. */
+static inline bool case_agrees(network_case *k, double atol, double rtol)
+{
+    case_ends(k);
+    return case_agrees_on(k, 1, atol, rtol) && case_agrees_on(k, 3, atol, rtol);
 }
 
 static inline void case_end(network_case *k)

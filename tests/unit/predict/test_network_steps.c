@@ -133,7 +133,7 @@ static void test_norm_far_from_zero(void **state)
     k.step.in = case_tensor(&k, ELEMENT_F32, CHANNELS, 16, 16, 16, 0, 0);
     k.step.out = case_tensor(&k, ELEMENT_F32, CHANNELS, 16, 16, 16, 0, 0);
     case_ends(&k);
-    assert_int_equal(network_create(&k.p, &net, &err), DM_OK);
+    assert_int_equal(network_create(&k.p, 1, &net, &err), DM_OK);
     assert_int_equal(worker_create(net, &w, &err), DM_OK);
     float *in = worker_arena(w), *out = in + k.tensors[k.step.out].offset / sizeof(float);
     double mean[CHANNELS] = {0}, variance[CHANNELS] = {0};
@@ -284,7 +284,7 @@ static void test_resize_values(void **state)
         k.step.in = case_tensor(&k, ELEMENT_F32, 1, 1, 1, 3, 0, 0);
         k.step.out = case_tensor(&k, ELEMENT_F32, 1, 1, 1, 6, 0, 0);
         case_ends(&k);
-        assert_int_equal(network_create(&k.p, &net, &err), DM_OK);
+        assert_int_equal(network_create(&k.p, 1, &net, &err), DM_OK);
         assert_int_equal(worker_create(net, &w, &err), DM_OK);
         float *in = worker_arena(w), *out = in + k.tensors[k.step.out].offset / sizeof(float);
         memcpy(in, (float[]){0, 1, 4}, 3 * sizeof(float));

@@ -89,7 +89,7 @@ static void set_up(fixture *f, const size_t tile[3], element_type type, bool opt
         .tile = {tile[0], tile[1], tile[2]}, .type = type, .optimise = optimise};
     network_plan_needs(&options);
     assert_int_equal(plan_build(&f->model->graph, &options, &f->p, &err), DM_OK);
-    if (network_create(f->p, &f->net, &err) != DM_OK)
+    if (network_create(f->p, 1, &f->net, &err) != DM_OK)
         fail_msg("%s", err.what);
 }
 
@@ -136,7 +136,6 @@ static worker *new_worker(const fixture *f)
     dm_error err = {0};
     worker *w;
     assert_int_equal(worker_create(f->net, &w, &err), DM_OK);
-    worker_thread_init();
     return w;
 }
 
@@ -214,7 +213,6 @@ typedef struct thread_run {
 static void *run_in_thread(void *argument)
 {
     thread_run *t = argument;
-    worker_thread_init();
     for (int repeat = 0; repeat < 3; repeat++)
         run(t->f, t->w, t->input, t->output);
     return NULL;
@@ -314,7 +312,7 @@ static void test_refuses_fp16(void **state)
     k.step.out = case_tensor(&k, ELEMENT_F32, 3, 2, 2, 2, 0, 0);
     k.p.input = k.step.in;
     k.p.output = k.step.out;
-    assert_int_equal(network_create(&k.p, &net, &err), DM_ERROR_UNSUPPORTED);
+    assert_int_equal(network_create(&k.p, 1, &net, &err), DM_ERROR_UNSUPPORTED);
     assert_null(net);
     assert_non_null(strstr(err.what, "fp16"));
     assert_non_null(strstr(err.what, "tensor"));
@@ -335,7 +333,7 @@ static void test_refuses_ends_that_are_views(void **state)
         k.step.out = case_tensor(&k, ELEMENT_F32, 3, 2, 2, 2, 0, end == 1);
         k.p.input = k.step.in;
         k.p.output = k.step.out;
-        assert_int_equal(network_create(&k.p, &net, &err), DM_ERROR_UNSUPPORTED);
+        assert_int_equal(network_create(&k.p, 1, &net, &err), DM_ERROR_UNSUPPORTED);
         assert_non_null(strstr(err.what, end ? "output" : "input"));
         assert_non_null(strstr(err.what, "3 of 4 channels"));
         assert_true(err.remedy[0] != '\0');
