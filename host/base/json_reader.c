@@ -166,11 +166,11 @@ static bool read_escape(reader *r)
     return true;
 }
 
-/* Bytes of the UTF-8 sequence at `at` (RFC 3629: shortest form, no surrogates, up to U+10FFFF), or
- * 0. */
-static size_t utf8_length(const reader *r)
+/* Bytes of the UTF-8 sequence that the `size` bytes of `text` begin with (RFC 3629: shortest form,
+ * no surrogates, up to U+10FFFF), or 0. */
+static size_t utf8_length(const char *text, size_t size)
 {
-    const unsigned char *s = (const unsigned char *)r->text + r->at;
+    const unsigned char *s = (const unsigned char *)text;
     unsigned lowest = 0x80, highest = 0xbf;
     size_t n = 0;
     if (s[0] < 0x80)
@@ -181,7 +181,7 @@ static size_t utf8_length(const reader *r)
         n = 3;
     else if (s[0] >= 0xf0 && s[0] <= 0xf4)
         n = 4;
-    if (n == 0 || r->size - r->at < n)
+    if (n == 0 || size < n)
         return 0;
     if (s[0] == 0xe0)
         lowest = 0xa0;
@@ -195,6 +195,15 @@ static size_t utf8_length(const reader *r)
         if (s[i] < lowest || s[i] > highest)
             return 0;
     return n;
+}
+
+bool text_is_utf8(const char *text)
+{
+    size_t size = strlen(text), n;
+    for (; size > 0; text += n, size -= n)
+        if ((n = utf8_length(text, size)) == 0)
+            return false;
+    return true;
 }
 
 /* ---- Strings and numbers -------------------------------------------------------------------- */
@@ -219,7 +228,7 @@ static bool read_text(reader *r)
                 return false;
             continue;
         }
-        size_t n = utf8_length(r);
+        size_t n = utf8_length(r->text + r->at, r->size - r->at);
         if (n == 0)
             return malformed(r, "byte 0x%02x is not UTF-8", (unsigned)c);
         while (n-- > 0)

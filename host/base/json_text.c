@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json_text.h"
 
-#include <errno.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "base/codec.h"
 #include "base/error.h"
+#include "base/text_stream.h"
 
 /* Depth and number of nodes, counted before anything is allocated: Jansson takes about 100 bytes a
  * node, so that a hostile text would cost far more memory than it has bytes. */
@@ -70,15 +70,31 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
 
 json_t *json_string_or_null(const char *text)
 {
-    errno = 0;
-    json_t *string = text ? json_string(text) : json_null();
-    return string || errno == ENOMEM ? string : json_null();
+    return text && text_is_utf8(text) ? json_string_nocheck(text) : json_null();
+}
+
+static void keep_if(bool added, json_t **value)
+{
+    if (!added) {
+        json_decref(*value);
+        *value = NULL;
+    }
+}
+
+void json_put(json_t **object, const char *key, json_t *value)
+{
+    keep_if(json_object_set_new(*object, key, value) == 0, object);
+}
+
+void json_push(json_t **array, json_t *value)
+{
+    keep_if(json_array_append_new(*array, value) == 0, array);
 }
 
 /* ---- Printing ------------------------------------------------------------------------------- */
 
 typedef struct printer {
-    FILE *out;
+    FILE *out; /* of the stream that json_print makes */
     locale_t c_locale;
     bool failed;
 } printer;
@@ -97,6 +113,8 @@ static void print_real(printer *p, const json_t *real)
     bool same = false;
     for (size_t digits = 15; !same && digits <= 17; digits++) {
         n = json_dumpb(real, text, sizeof text - 1, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        if (n == 0)
+            break;
         text[n < sizeof text ? n : 0] = '\0';
         same = strtod_l(text, NULL, p->c_locale) == json_real_value(real);
     }
@@ -144,21 +162,14 @@ static void print_value(printer *p, json_t *value, int depth)
 
 dm_status json_print(const json_t *root, char **text, dm_error *err)
 {
-    size_t size = 0;
-    *text = NULL;
+    text_stream stream = {0};
     printer p = {.c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0)};
-    if (p.c_locale)
-        p.out = open_memstream(text, &size);
-    if (p.out) {
+    if (p.c_locale && text_stream_open(&stream)) {
+        p.out = stream.out;
         print_value(&p, (json_t *)root, 0); /* only read; Jansson's iterators take no const */
-        p.failed |= ferror(p.out) != 0;
-        p.failed |= fclose(p.out) != 0;
     }
     if (p.c_locale)
         freelocale(p.c_locale);
-    if (p.out && !p.failed)
-        return DM_OK;
-    free(*text);
-    *text = NULL;
-    return error_memory(err, size, "JSON text");
+    *text = text_stream_close(&stream, !p.failed, NULL);
+    return *text ? DM_OK : error_memory(err, stream.size, "JSON text");
 }

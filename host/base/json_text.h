@@ -23,6 +23,12 @@ dm_status json_read(const char *text, size_t size, const char *where, json_t **r
 /* Null for NULL and for text that is not UTF-8, which JSON cannot hold. NULL when memory is short.
  */
 json_t *json_string_or_null(const char *text);
+bool text_is_utf8(const char *text);
+
+/* Adds `value`, which it takes over. When memory is short, for the value or here, the object or
+ * array is released and NULL from then on: a row of these needs one check, at its end. */
+void json_put(json_t **object, const char *key, json_t *value);
+void json_push(json_t **array, json_t *value);
 
 /* Reads at most JSON_MAX_BYTES of a file and parses it. */
 dm_status json_parse_file(const char *path, json_t **root, dm_error *err);

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/json_text.h"
 #include "base/output_file.h"
+#include "base/text_stream.h"
 #include "dosimetry/dvh.h"
 
 /* Rows of one structure's curve; finer ones are thinned to every nth bin edge. */
@@ -61,35 +62,33 @@ static double column_value(const dm_structure_dose *s, size_t column)
 /* A table being written. The thread uses the C locale until it is finished: a caller's decimal
  * comma must not get into a file. */
 typedef struct table {
-    FILE *stream;
-    char *text;
-    size_t size;
+    text_stream text;
+    FILE *stream; /* the text's */
     locale_t c_locale, callers;
 } table;
 
 static dm_status table_open(table *t, dm_error *err)
 {
-    *t = (table){.c_locale = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0)};
-    if (t->c_locale)
-        t->stream = open_memstream(&t->text, &t->size);
-    if (!t->stream) {
+    t->c_locale = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+    if (!t->c_locale || !text_stream_open(&t->text)) {
         if (t->c_locale)
             freelocale(t->c_locale);
         return error_memory(err, 0, "a table");
     }
+    t->stream = t->text.out;
     t->callers = uselocale(t->c_locale);
     return DM_OK;
 }
 
 static dm_status table_publish(table *t, const char *path, dm_error *err)
 {
-    bool complete = !ferror(t->stream);
-    complete = fclose(t->stream) == 0 && complete;
+    size_t size = 0;
+    char *text = text_stream_close(&t->text, true, &size);
     uselocale(t->callers);
     freelocale(t->c_locale);
-    dm_status status = complete ? output_write_all(path, t->text, t->size, err)
-                                : error_memory(err, t->size, "a table");
-    free(t->text);
+    dm_status status =
+        text ? output_write_all(path, text, size, err) : error_memory(err, size, "a table");
+    free(text);
     return status;
 }
 
@@ -182,14 +181,13 @@ static json_t *number_or_null(double value)
 /* File names need not be UTF-8, JSON text must be. */
 static json_t *name_string(const char *name)
 {
-    json_t *string = json_string(name);
-    if (string)
-        return string;
+    if (text_is_utf8(name))
+        return json_string_nocheck(name);
     char *ascii = strdup(name);
     for (char *c = ascii; c && *c; c++)
         if ((unsigned char)*c >= 0x80)
             *c = '?';
-    string = ascii ? json_string(ascii) : NULL;
+    json_t *string = ascii ? json_string(ascii) : NULL;
     free(ascii);
     return string;
 }

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/json_text.h"
+#include "base/text_stream.h"
 
 /* ---- Counts --------------------------------------------------------------------------------- */
 
@@ -53,10 +54,10 @@ static json_t *chain_json(const plan *p, const plan_step *step)
         const chain_link *link = &step->chain[i];
         json_t *item = json_pack("{s:s}", "op", chain_op_name(link->op));
         if (link->tensor >= 0)
-            json_object_set_new(item, "tensor", json_string(p->tensors[link->tensor].name));
+            json_put(&item, "tensor", json_string(p->tensors[link->tensor].name));
         if (link->op == CHAIN_LEAKY_RELU || link->op == CHAIN_ELU)
-            json_object_set_new(item, "alpha", json_real((double)link->alpha));
-        json_array_append_new(chain, item);
+            json_put(&item, "alpha", json_real((double)link->alpha));
+        json_push(&chain, item);
     }
     return chain;
 }
@@ -64,17 +65,17 @@ static json_t *chain_json(const plan *p, const plan_step *step)
 static json_t *step_json(const plan *p, const plan_step *step)
 {
     json_t *item = json_object();
-    json_object_set_new(item, "kind", json_string(step_kind_name(step->kind)));
-    json_object_set_new(item, "name", json_string(step->name));
-    json_object_set_new(item, "in", shape_json(&p->tensors[step->in]));
-    json_object_set_new(item, "out", shape_json(&p->tensors[step->out]));
-    json_object_set_new(item, "bias", json_boolean(step->bias != NULL));
-    json_object_set_new(item, "chain", chain_json(p, step));
-    json_object_set_new(item, "in_place", json_boolean(step_is_in_place(p, step)));
-    json_object_set_new(item, "flop", json_real(step->flops));
-    json_object_set_new(item, "useful_flop", json_real(step->useful_flops));
-    json_object_set_new(item, "bytes", json_real(step->bytes));
-    json_object_set_new(item, "weight_bytes", json_real(step->weight_bytes));
+    json_put(&item, "kind", json_string(step_kind_name(step->kind)));
+    json_put(&item, "name", json_string(step->name));
+    json_put(&item, "in", shape_json(&p->tensors[step->in]));
+    json_put(&item, "out", shape_json(&p->tensors[step->out]));
+    json_put(&item, "bias", json_boolean(step->bias != NULL));
+    json_put(&item, "chain", chain_json(p, step));
+    json_put(&item, "in_place", json_boolean(step_is_in_place(p, step)));
+    json_put(&item, "flop", json_real(step->flops));
+    json_put(&item, "useful_flop", json_real(step->useful_flops));
+    json_put(&item, "bytes", json_real(step->bytes));
+    json_put(&item, "weight_bytes", json_real(step->weight_bytes));
     return item;
 }
 
@@ -84,20 +85,19 @@ static json_t *plan_json(const description *d)
     const size_t *tile = p->options.tile;
     json_t *report = json_object(), *steps = json_array();
     for (size_t s = 0; s < p->n_steps; s++)
-        json_array_append_new(steps, step_json(p, &p->steps[s]));
-    json_object_set_new(
-        report, "tile",
-        json_pack("[I,I,I]", (json_int_t)tile[2], (json_int_t)tile[1], (json_int_t)tile[0]));
-    json_object_set_new(report, "precision", json_string(d->precision));
-    json_object_set_new(report, "flop", json_real(p->flops));
-    json_object_set_new(report, "useful_flop", json_real(p->useful_flops));
-    json_object_set_new(report, "bytes", json_real(p->bytes));
-    json_object_set_new(report, "weight_bytes", json_real(p->weight_bytes));
-    json_object_set_new(report, "arena_bytes", json_integer((json_int_t)p->arena_bytes));
-    json_object_set_new(report, "steps_in_place", json_integer((json_int_t)d->in_place));
-    json_object_set_new(report, "steps_into_concat", json_integer((json_int_t)d->into_concat));
-    json_object_set_new(report, "copies", json_integer((json_int_t)d->copies));
-    json_object_set_new(report, "steps", steps);
+        json_push(&steps, step_json(p, &p->steps[s]));
+    json_put(&report, "tile",
+             json_pack("[I,I,I]", (json_int_t)tile[2], (json_int_t)tile[1], (json_int_t)tile[0]));
+    json_put(&report, "precision", json_string(d->precision));
+    json_put(&report, "flop", json_real(p->flops));
+    json_put(&report, "useful_flop", json_real(p->useful_flops));
+    json_put(&report, "bytes", json_real(p->bytes));
+    json_put(&report, "weight_bytes", json_real(p->weight_bytes));
+    json_put(&report, "arena_bytes", json_integer((json_int_t)p->arena_bytes));
+    json_put(&report, "steps_in_place", json_integer((json_int_t)d->in_place));
+    json_put(&report, "steps_into_concat", json_integer((json_int_t)d->into_concat));
+    json_put(&report, "copies", json_integer((json_int_t)d->copies));
+    json_put(&report, "steps", steps);
     return report;
 }
 
@@ -112,19 +112,19 @@ static dm_status describe_json(const description *d, char **text, dm_error *err)
         json_decref(report);
         return status;
     }
-    json_object_set_new(report, "name", json_string(model->name));
-    json_object_set_new(report, "file", json_string(model->path));
-    json_object_set_new(report, "xxh64", json_string(model->checksum));
-    json_object_set_new(report, "parameters", json_integer((json_int_t)d->parameters));
-    json_object_set_new(report, "statistics", json_integer((json_int_t)d->statistics));
-    json_object_set_new(report, "tile_multiple",
-                        json_pack("[I,I,I]", (json_int_t)g->total_stride[2],
-                                  (json_int_t)g->total_stride[1], (json_int_t)g->total_stride[0]));
-    json_object_set_new(report, "per_tile_statistics", json_boolean(g->per_tile_statistics));
-    json_object_set(report, "card", (json_t *)d->card);
-    json_object_set_new(report, "graph", graph_root);
-    json_object_set_new(report, "plan", plan_json(d));
-    status = json_print(report, text, err);
+    json_put(&report, "name", json_string(model->name));
+    json_put(&report, "file", json_string(model->path));
+    json_put(&report, "xxh64", json_string(model->checksum));
+    json_put(&report, "parameters", json_integer((json_int_t)d->parameters));
+    json_put(&report, "statistics", json_integer((json_int_t)d->statistics));
+    json_put(&report, "tile_multiple",
+             json_pack("[I,I,I]", (json_int_t)g->total_stride[2], (json_int_t)g->total_stride[1],
+                       (json_int_t)g->total_stride[0]));
+    json_put(&report, "per_tile_statistics", json_boolean(g->per_tile_statistics));
+    json_put(&report, "card", json_incref((json_t *)d->card));
+    json_put(&report, "graph", graph_root);
+    json_put(&report, "plan", plan_json(d));
+    status = report ? json_print(report, text, err) : error_memory(err, 4096, "a description");
     json_decref(report);
     return status;
 }
@@ -133,19 +133,10 @@ static dm_status describe_json(const description *d, char **text, dm_error *err)
 
 static dm_status print_text(const description *d, char **text, dm_error *err)
 {
-    size_t size = 0;
-    char *buffer = NULL;
-    FILE *out = open_memstream(&buffer, &size);
-    if (!out)
-        return error_memory(err, 1, "a description");
-    describe_text(d, out);
-    bool bad = ferror(out) != 0;
-    if (fclose(out) != 0 || bad) {
-        free(buffer);
-        return error_memory(err, size, "a description");
-    }
-    *text = buffer;
-    return DM_OK;
+    text_stream stream;
+    bool complete = text_stream_open(&stream) && describe_text(d, stream.out);
+    *text = text_stream_close(&stream, complete, NULL);
+    return *text ? DM_OK : error_memory(err, stream.size, "a description");
 }
 
 static const char *set_precision(dm_precision precision, plan_options *options)

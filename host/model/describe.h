@@ -21,8 +21,8 @@ typedef struct description {
     size_t in_place, into_concat, copies;
 } description;
 
-/* describe_text.c */
-void describe_text(const description *d, FILE *out);
+/* describe_text.c; false when memory is short. */
+bool describe_text(const description *d, FILE *out);
 
 /* describe_names.c: words for what is in graphs and plans, the same in text and JSON. */
 const char *step_kind_name(step_kind kind);

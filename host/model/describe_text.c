@@ -53,10 +53,21 @@ static const char *grouped(size_t n, char *text, size_t size)
 
 /* ---- Card ----------------------------------------------------------------------------------- */
 
-static void card_value(FILE *out, const json_t *value)
+/* A value that is no string, as JSON. */
+static bool card_json(FILE *out, size_t indent, const json_t *value, size_t flags)
+{
+    char *text = json_dumps(value, JSON_ENCODE_ANY | flags);
+    if (text)
+        print_wrapped(out, indent, text);
+    free(text);
+    return text != NULL;
+}
+
+static bool card_value(FILE *out, const json_t *value)
 {
     size_t i;
     json_t *item;
+    bool complete = true;
     if (json_is_string(value)) {
         print_wrapped(out, INDENT, json_string_value(value));
     } else if (json_is_array(value) && json_array_size(value)) {
@@ -65,22 +76,18 @@ static void card_value(FILE *out, const json_t *value)
             if (i)
                 fprintf(out, "%*s", INDENT, "");
             fputs("- ", out);
-            if (json_is_string(item)) {
+            if (json_is_string(item))
                 print_wrapped(out, INDENT + 2, json_string_value(item));
-            } else {
-                char *text = json_dumps(item, JSON_ENCODE_ANY);
-                print_wrapped(out, INDENT + 2, text ? text : "");
-                free(text);
-            }
+            else
+                complete &= card_json(out, INDENT + 2, item, 0);
         }
     } else {
-        char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
-        print_wrapped(out, INDENT, text ? text : "");
-        free(text);
+        complete = card_json(out, INDENT, value, JSON_REAL_PRECISION(9));
     }
+    return complete;
 }
 
-static void card_entry(FILE *out, const char *key, const json_t *value)
+static bool card_entry(FILE *out, const char *key, const json_t *value)
 {
     char name[40];
     snprintf(name, sizeof name, "%.32s", key);
@@ -90,16 +97,17 @@ static void card_entry(FILE *out, const char *key, const json_t *value)
         else if (*c == '_')
             *c = ' ';
     label(out, name);
-    card_value(out, value);
+    return card_value(out, value);
 }
 
-static void print_card(const description *d, FILE *out)
+static bool print_card(const description *d, FILE *out)
 {
     const json_t *version = json_object_get(d->card, "version");
     const json_t *summary = json_object_get(d->card, "summary");
     const json_t *trained = json_object_get(d->card, "trained");
     const char *key;
     json_t *value;
+    bool complete = true;
     char title[400];
     snprintf(title, sizeof title, "%.255s%s%.64s", d->model->name,
              json_is_string(version) ? ", version " : "",
@@ -118,8 +126,9 @@ static void print_card(const description *d, FILE *out)
     {
         if (strcmp(key, "name") && strcmp(key, "version") && strcmp(key, "summary") &&
             strcmp(key, "trained") && !json_is_null(value))
-            card_entry(out, key, value);
+            complete &= card_entry(out, key, value);
     }
+    return complete;
 }
 
 /* ---- Network -------------------------------------------------------------------------------- */
@@ -173,7 +182,7 @@ static void inputs_text(const graph *g, const graph_node *node, char *text, size
     }
 }
 
-static void print_graph(const description *d, FILE *out)
+static bool print_graph(const description *d, FILE *out)
 {
     static const table_column columns[] = {{"", true, false},         {"operator", false, false},
                                            {"name", false, true},     {"reads", false, true},
@@ -197,6 +206,7 @@ static void print_graph(const description *d, FILE *out)
     if (t)
         table_print(t, out);
     table_free(t);
+    return t != NULL;
 }
 
 /* ---- Plan ----------------------------------------------------------------------------------- */
@@ -240,7 +250,7 @@ static void print_totals(const description *d, FILE *out)
          d->in_place, d->into_concat, d->copies);
 }
 
-static void print_plan(const description *d, FILE *out)
+static bool print_plan(const description *d, FILE *out)
 {
     static const table_column columns[] = {
         {"", true, false},      {"step", false, false}, {"name", false, true},
@@ -258,12 +268,14 @@ static void print_plan(const description *d, FILE *out)
         table_print(t, out);
     table_free(t);
     print_totals(d, out);
+    return t != NULL;
 }
 
-void describe_text(const description *d, FILE *out)
+bool describe_text(const description *d, FILE *out)
 {
-    print_card(d, out);
+    bool complete = print_card(d, out);
     print_network(d, out);
-    print_graph(d, out);
-    print_plan(d, out);
+    complete &= print_graph(d, out);
+    complete &= print_plan(d, out);
+    return complete;
 }

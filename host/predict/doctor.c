@@ -12,6 +12,7 @@
 #include "base/cores.h"
 #include "base/error.h"
 #include "base/json_text.h"
+#include "base/text_stream.h"
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/predictor.h"
@@ -80,13 +81,6 @@ dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
 
 /* ---- Doctor --------------------------------------------------------------------------------- */
 
-/* Paths may be any bytes; JSON wants UTF-8. */
-static json_t *string_or_null(const char *value)
-{
-    json_t *string = value ? json_string(value) : NULL;
-    return string ? string : json_null();
-}
-
 static json_t *library_facts(void)
 {
     return json_pack("{s:s, s:s, s:s, s:s}", "network", network_library(), "compression",
@@ -99,11 +93,11 @@ static json_t *cpu_facts(void)
     char name[128];
     json_t *features = json_object(), *precisions = json_array();
     for (int f = 0; f < CPU_FEATURE_COUNT; f++)
-        json_object_set_new(features, cpu_feature_name((cpu_feature)f),
-                            json_boolean(cpu_has((cpu_feature)f)));
+        json_put(&features, cpu_feature_name((cpu_feature)f),
+                 json_boolean(cpu_has((cpu_feature)f)));
     for (int p = DM_PRECISION_FLOAT32; p <= DM_PRECISION_FP16; p++)
         if (cpu_backend.supports((dm_precision)p))
-            json_array_append_new(precisions, json_string(precision_name((dm_precision)p)));
+            json_push(&precisions, json_string(precision_name((dm_precision)p)));
     return json_pack("{s:s, s:I, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
                      (json_int_t)cores_or(0), "features", features, "precisions", precisions);
 }
@@ -117,10 +111,10 @@ static json_t *model_facts(void)
     find_model_places(&places);
     for (int i = 0; i < 3; i++)
         if (places.path[i])
-            json_array_append_new(searched, string_or_null(places.path[i]));
+            json_push(&searched, json_string_or_null(places.path[i]));
     bool found = dm_default_model_path(path, sizeof path, &err) == DM_OK;
-    return json_pack("{s:o, s:o, s:o}", "default", string_or_null(found ? path : NULL), "searched",
-                     searched, "problem", string_or_null(found ? NULL : err.what));
+    return json_pack("{s:o, s:o, s:o}", "default", json_string_or_null(found ? path : NULL),
+                     "searched", searched, "problem", json_string_or_null(found ? NULL : err.what));
 }
 
 static json_t *doctor_facts(void)
@@ -130,7 +124,7 @@ static json_t *doctor_facts(void)
     bool cuda = backend_select("cuda", &chosen, &err) == DM_OK;
     return json_pack("{s:s, s:o, s:o, s:{s:b, s:o}, s:o}", "version", dm_version(), "libraries",
                      library_facts(), "cpu", cpu_facts(), "cuda", "usable", (int)cuda, "problem",
-                     string_or_null(cuda ? NULL : err.what), "model", model_facts());
+                     json_string_or_null(cuda ? NULL : err.what), "model", model_facts());
 }
 
 static const char *member(const json_t *object, const char *key)
@@ -184,7 +178,6 @@ static void print_facts(FILE *out, const json_t *facts)
 
 dm_status dm_doctor(bool as_json, char **text, dm_error *err)
 {
-    size_t size = 0;
     *text = NULL;
     json_t *facts = doctor_facts();
     if (!facts)
@@ -193,12 +186,11 @@ dm_status dm_doctor(bool as_json, char **text, dm_error *err)
     if (as_json) {
         status = json_print(facts, text, err);
     } else {
-        FILE *out = open_memstream(text, &size);
-        if (out) {
-            print_facts(out, facts);
-            fclose(out);
-        }
-        if (!out || !*text)
+        text_stream stream;
+        if (text_stream_open(&stream))
+            print_facts(stream.out, facts);
+        *text = text_stream_close(&stream, true, NULL);
+        if (!*text)
             status = error_memory(err, 4096, "the report");
     }
     json_decref(facts);

@@ -2,7 +2,9 @@
 /* One patient's result: what it holds, and the record of how it was made. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/json_text.h"
 #include "predict/predictor.h"
 #include "volume/nifti_header.h"
 
@@ -44,13 +46,6 @@ static json_t *number(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-/* Text from a file may be anything; JSON wants UTF-8. */
-static json_t *text(const char *value)
-{
-    json_t *string = json_string(value);
-    return string ? string : json_null();
-}
-
 static json_t *counts(const size_t n[3])
 {
     return json_pack("[I,I,I]", (json_int_t)n[0], (json_int_t)n[1], (json_int_t)n[2]);
@@ -72,26 +67,29 @@ static json_t *pet_facts(const provenance_facts *f)
 {
     const dm_pet_info *info = f->info;
     bool uptake = f->predictor->model->graph.inputs[0].quantity == DM_QUANTITY_UPTAKE;
-    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
-                     units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
-                     number(f->pet_factor), "BodyWeightKg", number(info->body_weight_kg),
-                     "InjectedMBq", number(info->injected_mbq), "ResidualMBq",
-                     number(info->residual_mbq), "DecayCorrectedTo", decay_name(info->decay),
-                     "HalfLifeS", number(info->half_life_s), "InjectionTimeS",
-                     number(info->injection_time_s), "ScanTimeS", number(info->scan_time_s),
-                     "Radionuclide", text(info->radionuclide), "Tracer", text(info->tracer),
-                     "NanToZero", (int)f->predictor->options.nan_to_zero);
+    return json_pack(
+        "{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
+        units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
+        number(f->pet_factor), "BodyWeightKg", number(info->body_weight_kg), "InjectedMBq",
+        number(info->injected_mbq), "ResidualMBq", number(info->residual_mbq), "DecayCorrectedTo",
+        decay_name(info->decay), "HalfLifeS", number(info->half_life_s), "InjectionTimeS",
+        number(info->injection_time_s), "ScanTimeS", number(info->scan_time_s), "Radionuclide",
+        json_string_or_null(info->radionuclide), "Tracer", json_string_or_null(info->tracer),
+        "NanToZero", (int)f->predictor->options.nan_to_zero);
 }
 
 static json_t *model_facts(const dm_model *model)
 {
-    json_t *card = model->card_json ? json_loads(model->card_json, 0, NULL) : NULL;
-    json_t *version = card ? json_object_get(card, "version") : NULL;
-    json_t *trained = card ? json_object_get(card, "trained") : NULL;
-    json_t *facts =
-        json_pack("{s:o, s:o, s:s, s:O, s:O}", "Name", text(model->name), "Path",
-                  text(model->path ? model->path : ""), "XXH64", model->checksum, "Version",
-                  version ? version : json_null(), "Trained", trained ? trained : json_null());
+    json_t *card = NULL;
+    const char *text = model->card_json;
+    if (text && json_parse(text, strlen(text), model->path, &card, NULL) != DM_OK)
+        return NULL; /* it was parsed when the model was loaded: memory is short */
+    json_t *version = json_object_get(card, "version");
+    json_t *trained = json_object_get(card, "trained");
+    json_t *facts = json_pack("{s:o, s:o, s:s, s:O, s:O}", "Name", json_string_or_null(model->name),
+                              "Path", json_string_or_null(model->path ? model->path : ""), "XXH64",
+                              model->checksum, "Version", version ? version : json_null(),
+                              "Trained", trained ? trained : json_null());
     json_decref(card);
     return facts;
 }
@@ -135,7 +133,7 @@ json_t *provenance_make(const provenance_facts *f)
         "Device", p->backend->description(p->state), "Threads", (json_int_t)p->threads, "Windows",
         "Run", (json_int_t)r->windows_run, "Skipped", (json_int_t)r->windows_skipped, "Seconds",
         "Prepare", f->seconds_prepare, "Network", r->seconds_network, "Predict", r->seconds_total);
-    if (root && volume_had_extensions(f->pet))
-        json_object_set_new(root, "HeaderExtensions", json_string("not copied"));
+    if (volume_had_extensions(f->pet))
+        json_put(&root, "HeaderExtensions", json_string("not copied"));
     return root;
 }
