@@ -212,6 +212,8 @@ static dm_status read_zstd(byte_source *s, uint8_t *bytes, size_t size, size_t *
                              "compress it again without --long or --ultra",
                              "the Zstandard stream needs a window of more than %d MiB",
                              1 << (MAX_WINDOW_LOG - 20));
+        if (ZSTD_getErrorCode(result) == ZSTD_error_memory_allocation)
+            return error_memory(err, 0, "the Zstandard reader");
         if (ZSTD_isError(result))
             return error_set(err, DM_ERROR_FORMAT, s->path, "copy or download the file again",
                              "the Zstandard stream is damaged: %s", ZSTD_getErrorName(result));

@@ -67,6 +67,8 @@ static void output_free(output_file *file)
 static dm_status write_error(const char *path, int number, const char *action, dm_error *err)
 {
     const char *remedy = "check the folder and its permissions";
+    if (number == ENOMEM)
+        return error_set(err, DM_ERROR_MEMORY, path, "free memory", "no memory to %s", action);
     if (number == ENOSPC || number == EDQUOT || number == EFBIG)
         remedy = "free space on the disk or raise the limit, or write somewhere else";
     else if (number == ENOENT || number == ENOTDIR)
@@ -140,9 +142,10 @@ dm_status output_open(const char *path, output_file **out, dm_error *err)
     }
     file->fd = open_partial(file);
     if (file->fd < 0) {
+        dm_status status = errno == ENOMEM ? DM_ERROR_MEMORY : DM_ERROR_IO;
         write_error(path, errno, "create it", err);
         output_free(file);
-        return DM_ERROR_IO;
+        return status;
     }
     *out = file;
     return DM_OK;

@@ -94,9 +94,8 @@ static dm_status append_file(json_t *list, const char *role, const char *key, co
     dm_status status = file_checksum(path, hex, err);
     if (status != DM_OK)
         return status;
-    json_t *text = json_string(name);
     json_t *entry =
-        json_pack("{s:s, s:o, s:s}", "Role", role, key, text ? text : json_null(), "XXH64", hex);
+        json_pack("{s:s, s:o, s:s}", "Role", role, key, json_string_or_null(name), "XXH64", hex);
     if (!entry || json_array_append_new(list, entry) != 0)
         return no_memory(err);
     return DM_OK;
@@ -112,6 +111,8 @@ static dm_status append_folder(json_t *list, const char *role, const char *path,
 {
     struct dirent **entries = NULL;
     int n = scandir(path, &entries, is_visible, alphasort);
+    if (n < 0 && errno == ENOMEM)
+        return error_memory(err, 0, "the names in a folder");
     if (n < 0)
         return error_set(err, DM_ERROR_IO, path, "check that the folder is still there",
                          "cannot be listed: %s", strerror(errno));
@@ -155,13 +156,14 @@ static dm_status add_sources(json_t *root, const dm_sources *sources, const char
     json_t *file;
     json_array_foreach(files, i, file)
     {
-        json_array_append(names, json_object_get(file, "Path"));
+        json_push(&names, json_incref(json_object_get(file, "Path")));
     }
-    json_object_set_new(root, "Sources", names);
-    json_object_set_new(root, "SourceFiles", files);
+    int failed = json_object_set_new(root, "Sources", names);
+    failed |= json_object_set_new(root, "SourceFiles", files);
     if (sources->command_line)
-        json_object_set_new(root, "CommandLine", json_string(sources->command_line));
-    return status;
+        failed |=
+            json_object_set_new(root, "CommandLine", json_string_or_null(sources->command_line));
+    return status == DM_OK && failed ? no_memory(err) : status;
 }
 
 /* ---- Writing -------------------------------------------------------------------------------- */
@@ -187,19 +189,35 @@ static const json_t *find_output(const json_t *sidecar, const char *role)
     return NULL;
 }
 
+static dm_status remove_file(const char *path, dm_error *err)
+{
+    if (unlink(path) == 0 || errno == ENOENT)
+        return DM_OK;
+    return error_set(err, DM_ERROR_IO, path, "remove it, or choose another output name",
+                     "the file of an earlier prediction cannot be removed: %s", strerror(errno));
+}
+
 /* Takes away the sidecar of an earlier prediction, and the tables that it lists: beside another
- * dose map they would be wrong. */
-static void remove_earlier(const dm_output_paths *paths)
+ * dose map they would be wrong. The sidecar may be anybody's. */
+static dm_status remove_earlier(const dm_output_paths *paths, dm_error *err)
 {
     json_t *earlier = NULL;
-    if (json_parse_file(paths->sidecar, &earlier, NULL) == DM_OK) {
-        if (find_output(earlier, "dvh"))
-            unlink(paths->dvh);
-        if (find_output(earlier, "organs"))
-            unlink(paths->organs);
+    dm_error unread = {0};
+    if (access(paths->sidecar, F_OK) != 0 && errno == ENOENT)
+        return DM_OK;
+    dm_status status = json_parse_file(paths->sidecar, &earlier, &unread);
+    if (status == DM_ERROR_IO || status == DM_ERROR_MEMORY) {
+        if (err)
+            *err = unread;
+        return status;
     }
+    status = find_output(earlier, "dvh") ? remove_file(paths->dvh, err) : DM_OK;
+    if (status == DM_OK && find_output(earlier, "organs"))
+        status = remove_file(paths->organs, err);
+    if (status == DM_OK) /* last: who is interrupted before finds in it what to remove */
+        status = remove_file(paths->sidecar, err);
     json_decref(earlier);
-    unlink(paths->sidecar);
+    return status;
 }
 
 static dm_status write_sidecar(json_t *root, const char *path, dm_error *err)
@@ -241,7 +259,9 @@ static dm_status write_files(const dm_prediction *prediction, const dm_output_pa
             status = append_file(outputs, "organs", "File", paths->organs, base_name(paths->organs),
                                  err);
     }
-    json_object_set_new(json_object_get(root, "Seconds"), "Write", json_real(now() - start));
+    if (status == DM_OK && json_object_set_new(json_object_get(root, "Seconds"), "Write",
+                                               json_real(now() - start)) != 0)
+        status = no_memory(err);
     return status == DM_OK ? write_sidecar(root, paths->sidecar, err) : status;
 }
 
@@ -262,10 +282,10 @@ dm_status dm_prediction_write(const dm_prediction *prediction, const char *dose_
     status = check_overwrites(&paths, sources, prediction->pet_sidecar, err);
     if (status == DM_OK)
         status = add_sources(root, sources, prediction->pet_sidecar, err);
-    if (status == DM_OK) {
-        remove_earlier(&paths);
+    if (status == DM_OK)
+        status = remove_earlier(&paths, err);
+    if (status == DM_OK)
         status = write_files(prediction, &paths, root, threads, &written, err);
-    }
     if (status != DM_OK) {
         const char *const made[] = {paths.dose, paths.dvh, paths.organs};
         for (unsigned i = 0; i < written; i++)

@@ -35,10 +35,7 @@ bool label_name_usable(const char *name)
     for (const char *p = name; *p; p++)
         if ((unsigned char)*p < 32 || *p == 127)
             return false;
-    json_t *text = json_string(name); /* NULL if it is not UTF-8 */
-    bool usable = text && name[0] != '\0';
-    json_decref(text);
-    return usable;
+    return name[0] != '\0' && text_is_utf8(name);
 }
 
 static dm_status add(label_names *names, const char *file, int32_t id, const char *name,

@@ -151,6 +151,8 @@ static dm_status read_folder(const char *path, dm_labels **labels, dm_error *err
     char first[PATH_MAX] = "", file[PATH_MAX];
     dm_status status = DM_OK;
     int n = scandir(path, &entries, is_mask_name, compare_names);
+    if (n < 0 && errno == ENOMEM)
+        return error_memory(err, 0, "the names in a folder");
     if (n < 0)
         return error_set(err, DM_ERROR_IO, path, "check the folder and its permissions",
                          "cannot read it: %s", strerror(errno));
