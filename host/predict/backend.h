@@ -42,9 +42,10 @@ typedef struct backend {
     /* What the plan should assume. */
     void (*plan_needs)(plan_options *options);
     bool (*supports)(dm_precision precision);
-    /* Prepares primitives, weights and arenas. The plan must outlive the state. */
-    dm_status (*create)(const plan *plan, const char *device, unsigned threads, unsigned batch,
-                        void **state, dm_error *err);
+    /* Prepares primitives, weights and arenas for up to `at_once` windows at the same time, which
+     * threads share evenly. The plan must outlive the state. */
+    dm_status (*create)(const plan *plan, const char *device, unsigned threads, unsigned at_once,
+                        unsigned batch, void **state, dm_error *err);
     dm_status (*run)(void *state, const predict_job *job, predict_result *result, dm_error *err);
     void (*destroy)(void *state);
 } backend;

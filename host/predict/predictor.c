@@ -168,12 +168,16 @@ dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
     return status;
 }
 
-/* The backend for the plan, kept from the last volume where the plan is. */
-static dm_status prepare(dm_predictor *p, dm_error *err)
+/* The backend for so many windows of the plan at once, kept from the last volume where both are. */
+static dm_status prepare(dm_predictor *p, unsigned at_once, dm_error *err)
 {
-    if (p->state)
+    if (p->state && at_once == p->at_once)
         return DM_OK;
-    dm_status status = p->backend->create(p->plan, p->device, p->threads, p->batch, &p->state, err);
+    if (p->state)
+        p->backend->destroy(p->state);
+    p->at_once = at_once;
+    dm_status status =
+        p->backend->create(p->plan, p->device, p->threads, at_once, p->batch, &p->state, err);
     if (status != DM_OK) {
         predictor_drop_plan(p);
         error_at(err, p->model->path);
@@ -229,7 +233,7 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
         status = predictor_tile_create(p, err);
     /* A tile that depends on the volume has no plan yet. */
     if (status == DM_OK && p->plan)
-        status = prepare(p, err);
+        status = prepare(p, p->threads, err);
     if (status == DM_OK)
         *predictor = p;
     else
@@ -355,7 +359,7 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
     if ((status = grid_map_make(&pet->grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL,
                                 &map, err)) != DM_OK ||
         (status = predictor_tile_for(predictor, pet, labels, &map, &window, err)) != DM_OK ||
-        (status = prepare(predictor, err)) != DM_OK ||
+        (status = prepare(predictor, window.at_once, err)) != DM_OK ||
         (status = tiling_make(map.dim, window.tile, window.overlap, predictor->options.blend,
                               &tiles, err)) != DM_OK ||
         (status = dm_volume_create_like(pet, &result.dose, err)) != DM_OK)

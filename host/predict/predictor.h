@@ -17,7 +17,7 @@ struct dm_predictor {
     double skip_air;
     double memory_limit; /* bytes; infinite where nothing is known */
     /* DM_TILE_AUTO, from a plan of the training patch: */
-    double program_bytes, worker_per_voxel;
+    double program_bytes, worker_per_voxel, thread_bytes;
     dm_precision precision; /* not AUTO */
     unsigned threads, batch;
     const backend *backend;
@@ -25,6 +25,7 @@ struct dm_predictor {
     plan *plan;
     void *state;
     size_t plan_tile[3]; /* x, y, z */
+    unsigned at_once;    /* windows */
 };
 
 struct dm_prediction {
@@ -39,6 +40,7 @@ struct dm_prediction {
 typedef struct volume_tile {
     size_t tile[3]; /* x, y, z */
     double overlap;
+    unsigned at_once; /* windows */
     double memory_bytes;
 } volume_tile;
 

@@ -197,16 +197,21 @@ static dm_status round_up(const dm_predictor *p, const size_t volume[3], size_t 
     return DM_OK;
 }
 
-/* Memory with the plan as it is. */
-static double planned_bytes(const dm_predictor *p, const size_t volume[3], double volumes,
-                            const volume_tile *w)
+static size_t count_windows(const size_t volume[3], const volume_tile *w)
 {
     size_t windows = 1;
     for (int a = 0; a < 3; a++)
         if (!size_multiply(windows, tiling_windows(volume[a], w->tile[a], w->overlap), &windows))
             windows = SIZE_MAX;
+    return windows;
+}
+
+/* Memory with the plan as it is. */
+static double planned_bytes(const dm_predictor *p, const size_t volume[3], double volumes,
+                            const volume_tile *w)
+{
     return tile_memory(tile_program_bytes(p->plan) + volumes, tile_worker_bytes(p->plan), w->tile,
-                       windows, p->threads);
+                       count_windows(volume, w), w->at_once);
 }
 
 /* Chooses, plans, and chooses again where the plan takes more than was thought. */
@@ -230,6 +235,7 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
         bool fits = tile_choose(&task, &choice);
         memcpy(w->tile, choice.tile, sizeof w->tile);
         w->overlap = choice.overlap;
+        w->at_once = choice.at_once;
         dm_status status = predictor_plan(p, w->tile, err);
         if (status != DM_OK)
             return status;
@@ -258,7 +264,13 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
     }
     if (status != DM_OK)
         return status;
+    if (!is_auto(p))
+        w->at_once = tile_at_once(count_windows(map->dim, w), p->threads);
     w->memory_bytes = planned_bytes(p, map->dim, volumes, w);
+    if (w->memory_bytes > p->memory_limit && w->at_once > 1) {
+        w->at_once = 1;
+        w->memory_bytes = planned_bytes(p, map->dim, volumes, w);
+    }
     if (w->memory_bytes <= p->memory_limit)
         return DM_OK;
     return error_too_large(p, w->tile, w->memory_bytes, tile_program_bytes(p->plan) + volumes, err);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The CPU backend: every worker thread takes windows in turn, gathers one, runs the network on
- * its own core and hands the outputs to the stitcher; the calling thread reports progress. Then the
+ * its own core, or shared with others where there are fewer windows than cores, and hands the outputs
+ * to the stitcher; the calling thread reports progress. Then the
  * division, the way back to the PET's grid, and the histograms.
  */
 #include <math.h>
@@ -32,7 +33,8 @@ typedef struct cpu_state {
     const plan *plan;
     network *network;
     unsigned threads;
-    worker **workers; /* `threads` places, filled as volumes need them */
+    unsigned n_workers;
+    worker **workers; /* `n_workers` places, filled as volumes need them */
     char description[256];
 } cpu_state;
 
@@ -67,15 +69,15 @@ static void destroy(void *state)
     cpu_state *s = state;
     if (!s)
         return;
-    for (unsigned i = 0; s->workers && i < s->threads; i++)
+    for (unsigned i = 0; s->workers && i < s->n_workers; i++)
         worker_free(s->workers[i]);
     free(s->workers);
     network_free(s->network);
     free(s);
 }
 
-static dm_status create(const plan *steps, const char *device, unsigned threads, unsigned batch,
-                        void **state, dm_error *err)
+static dm_status create(const plan *steps, const char *device, unsigned threads, unsigned at_once,
+                        unsigned batch, void **state, dm_error *err)
 {
     (void)device; /* there is one CPU */
     (void)batch;  /* one window at a time: predict/cpu/network.h */
@@ -85,16 +87,17 @@ static dm_status create(const plan *steps, const char *device, unsigned threads,
     if (!s)
         return error_memory(err, sizeof *s, "the CPU backend");
     s->plan = steps;
-    s->threads = threads > 0 ? threads : 1;
-    s->workers = array_zero(s->threads, sizeof *s->workers);
+    s->threads = threads;
+    s->n_workers = at_once;
+    s->workers = array_zero(s->n_workers, sizeof *s->workers);
     if (!s->workers) {
-        status = error_memory(err, s->threads * sizeof *s->workers, "workers");
+        status = error_memory(err, s->n_workers * sizeof *s->workers, "workers");
         goto done;
     }
     char name[128];
     snprintf(s->description, sizeof s->description, "%s; %s", cpu_name(name, sizeof name),
              network_library());
-    status = network_create(steps, 1, &s->network, err);
+    status = network_create(steps, threads / at_once, &s->network, err);
 done:
     if (status == DM_OK)
         *state = s;
@@ -254,7 +257,7 @@ static dm_status outcome(cpu_run *run, dm_status status, dm_error *err)
 static dm_status run_windows(cpu_run *run, dm_error *err)
 {
     const predict_job *job = run->job;
-    unsigned n = run->state->threads, started = 0;
+    unsigned n = run->state->n_workers, started = 0;
     cpu_thread *threads = NULL;
     if (n > job->tiling->count)
         n = (unsigned)job->tiling->count;
@@ -330,7 +333,7 @@ static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result,
 {
     const predict_job *job = run->job;
     size_t bad[3];
-    size_t slots = (size_t)SLOTS_PER_WORKER * run->state->threads;
+    size_t slots = (size_t)SLOTS_PER_WORKER * run->state->n_workers;
     dm_status status = stitch_create(job->tiling, sum, slots, &run->stitch, err);
     if (status != DM_OK)
         return status;

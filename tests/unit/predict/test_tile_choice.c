@@ -120,7 +120,7 @@ static void test_nothing_fits(void **state)
     assert_true(choice.bytes > task.limit_bytes);
 }
 
-/* More threads hold more windows at once: the tile gets smaller, the limit stays. */
+/* Threads that share one large window instead of many small ones keep within the limit, too. */
 static void test_threads_share_the_limit(void **state)
 {
     (void)state;
@@ -131,7 +131,24 @@ static void test_threads_share_the_limit(void **state)
     task.threads = 32;
     assert_true(tile_choose(&task, &many));
     check(&task, &many);
-    assert_true(voxels(many.tile) < voxels(one.tile));
+    assert_true(many.at_once < 32 && voxels(many.tile) > 8 * 32 * 32 * 32);
+    task.limit_bytes = 1e12;
+    assert_true(tile_choose(&task, &many));
+    check(&task, &many);
+}
+
+static void test_windows_at_once(void **state)
+{
+    (void)state;
+    assert_int_equal(tile_at_once(1, 1), 1);
+    assert_int_equal(tile_at_once(1000, 1), 1);
+    assert_int_equal(tile_at_once(1, 16), 1);
+    assert_int_equal(tile_at_once(735, 2), 2);
+    assert_int_equal(tile_at_once(2, 2), 2);
+    assert_int_equal(tile_at_once(3, 2), 1); /* one thread would idle for a third of the time */
+    assert_int_equal(tile_at_once(4, 16), 4);
+    assert_int_equal(tile_at_once(17, 16), 1);
+    assert_int_equal(tile_at_once(SIZE_MAX, 64), 64);
 }
 
 static void test_quick(void **state)
@@ -159,7 +176,7 @@ static void compare_worker(const dm_model *model, size_t x, size_t y, size_t z, 
     network *net = NULL;
     network_plan_needs(&options);
     no_error(plan_build(&model->graph, &options, &p, &err), &err);
-    no_error(network_create(p, &net, &err), &err);
+    no_error(network_create(p, 1, &net, &err), &err);
     double real = (double)network_worker_bytes(net), said = tile_worker_bytes(p);
     if (!(real <= said + (1 << 20)) || !(said <= 1.15 * real + (1 << 20)))
         fail_msg("%zu x %zu x %zu: a worker has %.0f bytes, %.0f were said", x, y, z, real, said);
@@ -320,6 +337,7 @@ int main(void)
                                        cmocka_unit_test(test_least_work_within_the_limit),
                                        cmocka_unit_test(test_nothing_fits),
                                        cmocka_unit_test(test_threads_share_the_limit),
+                                       cmocka_unit_test(test_windows_at_once),
                                        cmocka_unit_test(test_quick),
                                        cmocka_unit_test(test_worker_bytes),
                                        cmocka_unit_test(test_provenance_repeats_it),
