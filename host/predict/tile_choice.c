@@ -146,9 +146,9 @@ static double time_of(size_t windows, unsigned at_once, unsigned threads)
 
 unsigned tile_at_once(size_t windows, unsigned threads)
 {
-    unsigned best = threads < windows ? threads : (unsigned)windows;
-    for (unsigned n = best - 1; n >= 1; n--)
-        if (time_of(windows, n, threads) < time_of(windows, best, threads))
+    unsigned best = 1;
+    for (unsigned n = 2; n <= threads && n <= windows; n++)
+        if (time_of(windows, n, threads) <= time_of(windows, best, threads))
             best = n;
     return best;
 }
