@@ -137,7 +137,8 @@ static dm_status error_too_large(const dm_predictor *p, const size_t tile[3], do
 static dm_status check_window(const dm_predictor *p, dm_error *err)
 {
     double program = tile_program_bytes(p->plan);
-    double needed = tile_memory(program, tile_worker_bytes(p->plan), p->tile, 1, 1);
+    double needed =
+        tile_memory(program, tile_worker_bytes(p->plan), tile_thread_bytes(p->plan), p->tile, 1, 1);
     return needed <= p->memory_limit ? DM_OK : error_too_large(p, p->tile, needed, program, err);
 }
 
@@ -158,6 +159,7 @@ static dm_status measure_patch(dm_predictor *p, dm_error *err)
         return status;
     p->program_bytes = tile_program_bytes(p->plan);
     p->worker_per_voxel = tile_worker_bytes(p->plan) / (double)(patch[0] * patch[1] * patch[2]);
+    p->thread_bytes = tile_thread_bytes(p->plan);
     predictor_drop_plan(p);
     return DM_OK;
 }
@@ -210,8 +212,9 @@ static size_t count_windows(const size_t volume[3], const volume_tile *w)
 static double planned_bytes(const dm_predictor *p, const size_t volume[3], double volumes,
                             const volume_tile *w)
 {
-    return tile_memory(tile_program_bytes(p->plan) + volumes, tile_worker_bytes(p->plan), w->tile,
-                       count_windows(volume, w), w->at_once);
+    return tile_memory(tile_program_bytes(p->plan) + volumes, tile_worker_bytes(p->plan),
+                       p->threads * tile_thread_bytes(p->plan), w->tile, count_windows(volume, w),
+                       w->at_once);
 }
 
 /* Chooses, plans, and chooses again where the plan takes more than was thought. */
@@ -224,6 +227,7 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
                       .threads = p->threads,
                       .fixed_bytes = p->program_bytes + volumes,
                       .worker_per_voxel = p->worker_per_voxel,
+                      .thread_bytes = p->thread_bytes,
                       .limit_bytes = given ? p->memory_limit : AUTO_SHARE * p->memory_limit};
     for (int a = 0; a < 3; a++) {
         task.volume[a] = volume[a];
@@ -244,6 +248,7 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
         double voxels = (double)w->tile[0] * (double)w->tile[1] * (double)w->tile[2];
         double more = tile_worker_bytes(p->plan) / voxels / task.worker_per_voxel;
         task.worker_per_voxel *= fmax(more, 1.02);
+        task.thread_bytes = fmax(task.thread_bytes, tile_thread_bytes(p->plan));
         task.fixed_bytes = fmax(task.fixed_bytes, tile_program_bytes(p->plan) + volumes);
     }
     return DM_OK;

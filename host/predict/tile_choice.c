@@ -13,7 +13,7 @@
 #define SHARING 0.95
 /* Measured with 5.6 and 22.6 MB of weights, resident, without volumes and workers: the program, and
  * the weights in float32 as read, folded, and while they are packed. */
-#define PROGRAM_BYTES (24.0 * 1048576)
+#define PROGRAM_BYTES (30.0 * 1048576)
 #define WEIGHT_COPIES 2.5
 /* What minimal filtering makes of 27 taps, at most: blocks of 4x4x4 voxels, and of 2x2x2 in small
  * layers; and of 8 voxels' channels at a time. */
@@ -22,16 +22,18 @@
 #define LARGE_LAYER_VOXELS 512.0
 #define BLOCK_ROWS 8.0
 /* Rows of the other steps, and buffers of a fixed size. */
-#define WORKER_EXTRA_BYTES (768.0 * 1024)
+#define THREAD_EXTRA_BYTES (768.0 * 1024)
+/* Large arrays begin at one and end in one. */
+#define HUGE_PAGE (2.0 * 1048576)
 
 /* ---- Memory --------------------------------------------------------------------------------- */
 
-double tile_memory(double fixed_bytes, double worker_bytes, const size_t tile[3], size_t windows,
-                   unsigned at_once)
+double tile_memory(double fixed_bytes, double worker_bytes, double threads_bytes,
+                   const size_t tile[3], size_t windows, unsigned at_once)
 {
     double window = (double)tile[0] * (double)tile[1] * (double)tile[2] * sizeof(float);
     double slots = fmin(SLOTS_PER_WORKER * (double)at_once, (double)windows - 1);
-    return fixed_bytes + window + at_once * (worker_bytes + WORKER_EXTRA_BYTES + window) +
+    return fixed_bytes + threads_bytes + window + at_once * (worker_bytes + window + HUGE_PAGE) +
            slots * window;
 }
 
@@ -74,20 +76,14 @@ static double plane_bytes(const plan_step *step, const plan_tensor *in, const pl
     return (double)in->dim[1] * (double)in->dim[2] * ((double)in->channels + made) * sizeof(float);
 }
 
-/* A convolution takes dense tensors and gives dense float32 ones; others are copied. Those that
- * work voxel by voxel do it some planes at a time. */
-static double scratch_bytes(const plan *p, const plan_step *step)
+/* Convolutions take dense tensors and give dense float32 ones; others are copied. */
+static double copy_bytes(const plan *p, const plan_step *step)
 {
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     bool transposed = step->kind == STEP_CONV_TRANSPOSE;
     double bytes = 0;
-    if (!transposed && step->kind != STEP_CONV)
+    if ((!transposed && step->kind != STEP_CONV) || conv_is_voxelwise(step->node))
         return 0;
-    if (conv_is_voxelwise(step->node))
-        return plane_bytes(step, in, out);
-    if (is_3x3x3(step->node))
-        bytes = LARGE_BLOCK_POINTS * BLOCK_ROWS * sizeof(float) *
-                ((double)in->channels + (double)out->channels);
     if (!is_dense(in) || in->type != p->options.type)
         bytes += tensor_bytes(in, element_size(p->options.type));
     if (!is_dense(out) || transposed || has_other_links(step))
@@ -97,10 +93,32 @@ static double scratch_bytes(const plan *p, const plan_step *step)
 
 double tile_worker_bytes(const plan *p)
 {
-    double scratch = 0;
+    double copies = 0;
     for (size_t s = 0; s < p->n_steps; s++)
-        scratch = fmax(scratch, scratch_bytes(p, &p->steps[s]));
-    return (double)p->arena_bytes + scratch;
+        copies = fmax(copies, copy_bytes(p, &p->steps[s]));
+    return (double)p->arena_bytes + copies;
+}
+
+/* Those that work voxel by voxel do it some planes at a time. */
+static double block_bytes(const plan *p, const plan_step *step)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    if (step->kind != STEP_CONV && step->kind != STEP_CONV_TRANSPOSE)
+        return 0;
+    if (conv_is_voxelwise(step->node))
+        return plane_bytes(step, in, out);
+    if (is_3x3x3(step->node))
+        return LARGE_BLOCK_POINTS * BLOCK_ROWS * sizeof(float) *
+               ((double)in->channels + (double)out->channels);
+    return 0;
+}
+
+double tile_thread_bytes(const plan *p)
+{
+    double blocks = 0;
+    for (size_t s = 0; s < p->n_steps; s++)
+        blocks = fmax(blocks, block_bytes(p, &p->steps[s]));
+    return blocks + THREAD_EXTRA_BYTES;
 }
 
 double tile_program_bytes(const plan *p)
@@ -174,8 +192,8 @@ static tile_choice evaluate(const tile_task *task, const size_t tile[3], bool on
     for (int a = 0; a < 3; a++)
         made.windows *= tiling_windows(task->volume[a], tile[a], made.overlap);
     made.at_once = one ? 1 : tile_at_once(made.windows, task->threads);
-    made.bytes = tile_memory(task->fixed_bytes, voxels * task->worker_per_voxel, tile, made.windows,
-                             made.at_once);
+    made.bytes = tile_memory(task->fixed_bytes, voxels * task->worker_per_voxel,
+                             task->threads * task->thread_bytes, tile, made.windows, made.at_once);
     return made;
 }
 

@@ -23,7 +23,8 @@ typedef struct tile_task {
     double overlap;   /* share of the tile; NAN: as many voxels as half of a patch */
     unsigned threads;
     double fixed_bytes;      /* program, weights, volumes */
-    double worker_per_voxel; /* bytes of one worker per voxel of the tile */
+    double worker_per_voxel; /* bytes of one window on its way per voxel of the tile */
+    double thread_bytes;
     double limit_bytes;
 } tile_task;
 
@@ -42,13 +43,15 @@ bool tile_choose(const tile_task *task, tile_choice *choice);
  * idle too long at the end. */
 unsigned tile_at_once(size_t windows, unsigned threads);
 
-/* The whole prediction, with `fixed_bytes` for what does not depend on the tile and `worker_bytes`
- * for each of the windows that run at once. */
-double tile_memory(double fixed_bytes, double worker_bytes, const size_t tile[3], size_t windows,
-                   unsigned at_once);
+/* The whole prediction, with `fixed_bytes` for what depends on neither tile nor threads,
+ * `worker_bytes` for each of the windows that run at once and `threads_bytes` for all threads. */
+double tile_memory(double fixed_bytes, double worker_bytes, double threads_bytes,
+                   const size_t tile[3], size_t windows, unsigned at_once);
 
-/* A worker's activations, and what its convolutions may need beside them. */
+/* A window's activations, and copies of whole tensors round convolutions. */
 double tile_worker_bytes(const plan *plan);
+/* What each thread needs for itself, whether it has a window of its own or a part of one. */
+double tile_thread_bytes(const plan *plan);
 
 /* Program, libraries, and the weights as read, folded and packed. */
 double tile_program_bytes(const plan *plan);
