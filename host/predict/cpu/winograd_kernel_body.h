@@ -76,26 +76,39 @@ INLINE void store_element(void *to, lane_vector value, element_type type)
 
 /* ---- Transforms along one axis -------------------------------------------------------------- */
 
-/* B^T of m+2 vectors, `step` apart, in place. */
-INLINE void input_axis(size_t m, lane_vector *d, size_t step)
+/* B^T of F(4, 3): the first or the last three of its points. */
+INLINE void input_half(size_t half, const lane_vector d[6], lane_vector p[3])
 {
-    lane_vector d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step];
-    if (m == 2) {
-        d[0] = d0 - d2;
-        d[step] = d1 + d2;
-        d[2 * step] = d2 - d1;
-        d[3 * step] = d1 - d3;
-        return;
+    if (half == 0) {
+        lane_vector even = d[4] - 2 * d[2], odd = d[3] - 2 * d[1];
+        p[0] = (d[0] + d[4]) - 2.5f * d[2];
+        p[1] = even + WINOGRAD_A * odd;
+        p[2] = even - WINOGRAD_A * odd;
+    } else {
+        lane_vector even = d[4] - 0.5f * d[2], odd = d[3] - 0.5f * d[1];
+        p[0] = even + WINOGRAD_B * odd;
+        p[1] = even - WINOGRAD_B * odd;
+        p[2] = (d[1] + d[5]) - 2.5f * d[3];
     }
-    lane_vector d4 = d[4 * step], d5 = d[5 * step];
-    lane_vector even = d4 - 2 * d2, odd = d3 - 2 * d1;
-    lane_vector even2 = d4 - 0.5f * d2, odd2 = d3 - 0.5f * d1;
-    d[0] = (d0 + d4) - 2.5f * d2;
-    d[step] = even + WINOGRAD_A * odd;
-    d[2 * step] = even - WINOGRAD_A * odd;
-    d[3 * step] = even2 + WINOGRAD_B * odd2;
-    d[4 * step] = even2 - WINOGRAD_B * odd2;
-    d[5 * step] = (d1 + d5) - 2.5f * d3;
+}
+
+/* B^T of m+2 vectors, `step` apart, in place. */
+INLINE void input_axis(size_t m, lane_vector *p, size_t step)
+{
+    lane_vector d[EDGE_MAX], q[EDGE_MAX];
+    EACH(i, m + 2)
+        d[i] = p[i * step];
+    if (m == 2) {
+        q[0] = d[0] - d[2];
+        q[1] = d[1] + d[2];
+        q[2] = d[2] - d[1];
+        q[3] = d[1] - d[3];
+    } else {
+        input_half(0, d, q);
+        input_half(1, d, q + 3);
+    }
+    EACH(i, m + 2)
+        p[i * step] = q[i];
 }
 
 /* A^T of m+2 vectors into m, in place. */
@@ -149,21 +162,34 @@ INLINE void transform_input(const winograd_job *job, const size_t tile[3], const
     const char *from[POINTS_MAX];
     lane_vector point[EDGE_MAX * PLANE_MAX];
     find_points(job, tile, m, from);
+    /* A plane of 6x6 points is more than there are registers: its columns in two goes. */
+    const size_t goes = plane > 24 ? 2 : 1, width = edge_x / goes;
     for (size_t c = 0; c < job->in_channels; c += LANES) {
         size_t bytes = c * element_size(type);
         float *to = job->input + row * job->in_channels + c;
         for (size_t z = 0; z < edge_z; z++) {
-            lane_vector d[PLANE_MAX];
-            EACH(i, plane) {
-                d[i] = load_element(from[z * plane + i] + bytes, type);
-                __builtin_prefetch(from[z * plane + i] + bytes + ahead);
-            }
-            EACH(y, edge_y)
-                input_axis(m[2], d + y * edge_x, 1);
-            EACH(x, edge_x)
-                input_axis(m[1], d + x, edge_x);
             EACH(i, plane)
-                point[z * plane + i] = d[i];
+                __builtin_prefetch(from[z * plane + i] + bytes + ahead);
+            EACH(go, goes) {
+                lane_vector p[PLANE_MAX];
+                EACH(y, edge_y) {
+                    lane_vector d[EDGE_MAX];
+                    EACH(x, edge_x)
+                        d[x] = load_element(from[z * plane + y * edge_x + x] + bytes, type);
+                    if (goes == 2) {
+                        input_half(go, d, p + y * width);
+                        continue;
+                    }
+                    input_axis(m[2], d, 1);
+                    EACH(x, edge_x)
+                        p[y * edge_x + x] = d[x];
+                }
+                EACH(x, width)
+                    input_axis(m[1], p + x, width);
+                EACH(y, edge_y)
+                    EACH(x, width)
+                        point[z * plane + y * edge_x + go * width + x] = p[y * width + x];
+            }
         }
         for (size_t i = 0; i < plane; i++) {
             lane_vector d[EDGE_MAX];
@@ -316,10 +342,14 @@ INLINE void transform_output(const winograd_job *job, const size_t tile[3], cons
         for (size_t z = 0; z < n[0]; z++) {
             const size_t at[3] = {first[0] + z, first[1], first[2]};
             lane_vector p[PLANE_MAX];
-            EACH(i, plane)
-                p[i] = point[z * plane + i];
-            EACH(x, edge_x)
-                output_axis(m[1], p + x, edge_x);
+            EACH(x, edge_x) {
+                lane_vector d[EDGE_MAX];
+                EACH(y, edge_y)
+                    d[y] = point[z * plane + y * edge_x + x];
+                output_axis(m[1], d, 1);
+                EACH(y, m[1])
+                    p[y * edge_x + x] = d[y];
+            }
             EACH(y, m[1])
                 output_axis(m[2], p + y * edge_x, 1);
             if (whole && job->simple)
