@@ -57,11 +57,29 @@ dm_status dm_output_paths_from(const char *dose_path, dm_output_paths *paths, dm
     return DM_OK;
 }
 
-static bool same_file(const char *a, const char *b)
+/* 0, or the number of an error other than that there is no such file. */
+static int look_at(const char *path, struct stat *info, bool *exists)
 {
-    struct stat sa, sb;
-    return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
-           sa.st_ino == sb.st_ino;
+    *exists = stat(path, info) == 0;
+    return *exists || errno == ENOENT || errno == ENOTDIR ? 0 : errno;
+}
+
+/* Whether the paths lead to one file; what cannot be told is an error. */
+static dm_status same_file(const char *a, const char *b, bool *same, dm_error *err)
+{
+    struct stat info[2];
+    bool exists[2];
+    const char *const paths[2] = {a, b};
+    *same = false;
+    for (int i = 0; i < 2; i++) {
+        int number = look_at(paths[i], &info[i], &exists[i]);
+        if (number)
+            return error_set(err, DM_ERROR_IO, paths[i], "check the disk and the permissions",
+                             "cannot look at it: %s", strerror(number));
+    }
+    *same = exists[0] && exists[1] && info[0].st_dev == info[1].st_dev &&
+            info[0].st_ino == info[1].st_ino;
+    return DM_OK;
 }
 
 /* The inputs stay: a sidecar of the PET is as easily overwritten as the PET, by another suffix. */
@@ -72,10 +90,15 @@ static dm_status check_overwrites(const dm_output_paths *paths, const dm_sources
     const char *inputs[] = {sources->pet_path, sources->labels_path,
                             pet_sidecar[0] ? pet_sidecar : NULL};
     for (size_t i = 0; i < 3; i++)
-        for (size_t o = 0; inputs[i] && o < 4; o++)
-            if (same_file(inputs[i], outputs[o]))
+        for (size_t o = 0; inputs[i] && o < 4; o++) {
+            bool same;
+            dm_status status = same_file(inputs[i], outputs[o], &same, err);
+            if (status != DM_OK)
+                return status;
+            if (same)
                 return error_set(err, DM_ERROR_VALUE, outputs[o], "choose another output name",
                                  "this output would overwrite the input %s", inputs[i]);
+        }
     return DM_OK;
 }
 
@@ -120,9 +143,10 @@ static dm_status append_folder(json_t *list, const char *role, const char *path,
     for (int i = 0; i < n; i++) {
         char file[4096];
         struct stat st;
+        bool exists; /* a link may lead nowhere */
         int length = snprintf(file, sizeof file, "%s/%s", path, entries[i]->d_name);
-        if (status == DM_OK && (size_t)length < sizeof file && stat(file, &st) == 0 &&
-            S_ISREG(st.st_mode))
+        if (status == DM_OK && (size_t)length < sizeof file &&
+            (look_at(file, &st, &exists) != 0 || (exists && S_ISREG(st.st_mode))))
             status = append_file(list, role, "Path", file, file, err);
         free(entries[i]);
     }

@@ -51,12 +51,15 @@ static size_t stem_length(const char *name)
     return 0;
 }
 
-/* The lookup table of BIDS, NAME.tsv beside the label file, if there is one; true and its path. */
+/* The lookup table of BIDS, NAME.tsv beside the label file, if there is one; true and its path. One
+ * that is there and cannot be read is an error of its reader, not as good as none. */
 static bool names_beside(const char *path, char *names_path, size_t size)
 {
     size_t stem = stem_length(path);
     int n = snprintf(names_path, size, "%.*s.tsv", (int)stem, path);
-    return stem > 0 && n > 0 && (size_t)n < size && access(names_path, R_OK) == 0;
+    if (stem == 0 || n <= 0 || (size_t)n >= size)
+        return false;
+    return access(names_path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
 static dm_status read_multi_label(const char *path, const label_names *names, dm_labels **labels,
