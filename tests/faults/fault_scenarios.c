@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include "fault_scenarios.h"
+#include "nifti_bytes.h"
+#include "small_models.h"
+
+int dosemap_main(int argc, char **argv); /* host/cli/main.c */
+
+/* ---- Inputs --------------------------------------------------------------------------------- */
+
+static void save_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    if (!file || fputs(text, file) < 0 || fclose(file) != 0)
+        abort();
+}
+
+static void save_ids(const dm_grid *grid, const char *path, float first, float second)
+{
+    dm_error err = {0};
+    dm_volume *ids = NULL;
+    no_error(dm_volume_create(grid, &ids, &err), &err);
+    for (size_t i = 0; i < dm_grid_voxels(grid); i++)
+        ids->data[i] = i % 7 == 2 ? first : i % 7 == 4 ? second : 0;
+    no_error(dm_volume_write(ids, path, 1, &err), &err);
+    dm_volume_free(ids);
+}
+
+/* A network with each kind of step that allocates: convolutions both ways, a norm, a join. */
+static void save_model(const char *path, bool resampled)
+{
+    weights_writer w;
+    dm_error err = {0};
+    const float scale[4] = {1, 1, 1, 1}, shift[4] = {0};
+    begin_strided(&w, 8, false);
+    json_array_clear(json_object_get(w.graph, "nodes"));
+    weights_values(&w, "scale", 1, (const size_t[]){4}, scale);
+    weights_values(&w, "shift", 1, (const size_t[]){4}, shift);
+    weights_random(&w, "w3", 23, 0.3f, 5, (const size_t[]){1, 2, 3, 3, 3});
+    weights_random(&w, "b3", 24, 0.3f, 1, (const size_t[]){1});
+    weights_node(&w, "Conv", "down", "pet w1 -", "h1",
+                 "{'kernel_shape': [2, 2, 2], 'strides': [2, 2, 2]}");
+    weights_node(&w, "InstanceNormalization", "norm", "h1 scale shift", "h2", NULL);
+    weights_node(&w, "LeakyRelu", "relu", "h2", "h3", "{'alpha': 0.2}");
+    weights_node(&w, "ConvTranspose", "up", "h3 w2 -", "h4",
+                 "{'kernel_shape': [2, 2, 2], 'strides': [2, 2, 2]}");
+    weights_node(&w, "Concat", "join", "h4 pet", "h5", "{'axis': 1}");
+    weights_node(&w, "Conv", "last", "h5 w3 b3", "dose", CONV_3);
+    if (resampled) {
+        json_object_set_new(w.graph, "voxel_size_mm", json_pack("[i,i,i]", 5, 6, 7));
+        json_object_set_new(w.graph, "orientation", json_string("LPS"));
+    }
+    no_error(weights_save(&w, path, &err), &err);
+    weights_end(&w);
+}
+
+void scenarios_make_inputs(void)
+{
+    dm_error err = {0};
+    dm_volume *pet = make_pet(12, 10, 9), *coarse = make_pet(6, 5, 5);
+    static const char *const folders[] = {"in", "in/masks", "out", "log"};
+    for (size_t i = 0; i < 4; i++)
+        if (mkdir(folders[i], 0777) != 0)
+            abort();
+    no_error(dm_volume_write(pet, "in/pet.nii.gz", 1, &err), &err);
+    no_error(dm_volume_write(pet, "in/other.nii.zst", 1, &err), &err);
+    static const char sidecar[] =
+        "{\"Units\": \"Bq/mL\", \"BodyWeight\": 70.5, \"InjectedRadioactivity\": 150.0, "
+        "\"InjectedRadioactivityUnits\": \"MBq\", \"TracerRadionuclide\": \"Ga68\", "
+        "\"TracerName\": \"PSMA-11\", \"TimeZero\": \"10:00:00\", \"InjectionStart\": 0, "
+        "\"ScanStart\": 3600, \"ImageDecayCorrected\": true, \"ImageDecayCorrectionTime\": 3600}";
+    save_text("in/pet.json", sidecar);
+    save_text("in/other.json", sidecar);
+    save_ids(&pet->grid, "in/labels.nii.gz", 3, 9);
+    save_text("in/labels.tsv", "index\tname\n3\tkidney\n9\tparotid gland\n");
+    save_text("in/names.json", "{\"3\": \"kidney\", \"9\": \"parotid gland\"}");
+    save_ids(&coarse->grid, "in/masks/liver.nii.gz", 1, 0);
+    save_ids(&coarse->grid, "in/masks/spleen.nii", 0, 1);
+    save_model("in/exact.safetensors.zst", false);
+    save_model("in/resampled.safetensors.zst", true);
+    dm_volume_free(pet);
+    dm_volume_free(coarse);
+}
+
+/* ---- By the library ------------------------------------------------------------------------- */
+
+typedef struct job {
+    const char *pet, *model, *labels, *output;
+    bool resample_labels;
+    unsigned threads;
+    size_t tile;
+} job;
+
+static void finish(scenario_outcome *outcome, dm_status status, const dm_error *err)
+{
+    outcome->done = status == DM_OK;
+    outcome->status = status;
+    if (!outcome->done) {
+        snprintf(outcome->where, sizeof outcome->where, "%s", err->where);
+        dm_error_text(err, outcome->text, sizeof outcome->text);
+        if (err->status != status) {
+            fprintf(stderr, "status %d, but %d in the dm_error\n", (int)status, (int)err->status);
+            abort();
+        }
+    }
+}
+
+static void add_text(scenario_outcome *outcome, const char *text)
+{
+    if (text)
+        outcome->text_hash = XXH64(text, strlen(text), outcome->text_hash);
+}
+
+static dm_status read_structures(const job *j, const dm_volume *pet, dm_labels **labels,
+                                 dm_error *err)
+{
+    dm_status status = dm_labels_read(j->labels, NULL, labels, err);
+    if (status != DM_OK || !j->resample_labels)
+        return status;
+    dm_labels *stored = *labels;
+    status = dm_labels_resample(stored, &pet->grid, labels, err);
+    dm_labels_free(stored);
+    return status;
+}
+
+static void run_job(const job *j, scenario_outcome *outcome)
+{
+    static const double v[] = {1, 5};
+    dm_error err = {0};
+    dm_volume *pet = NULL;
+    dm_labels *labels = NULL;
+    dm_model *model = NULL;
+    dm_predictor *predictor = NULL;
+    dm_prediction *prediction = NULL;
+    dm_pet_info info;
+    dm_predict_options options = plain_options();
+    options.threads = j->threads;
+    options.activity_gbq = 7.4;
+    options.v_thresholds = v;
+    options.n_v_thresholds = 2;
+    options.force_tile = true;
+    for (int a = 0; a < 3; a++)
+        options.tile[a] = j->tile;
+    dm_status status = dm_volume_read(j->pet, &pet, &err);
+    if (status == DM_OK)
+        status = dm_pet_info_read(j->pet, &info, &err);
+    if (status == DM_OK && j->labels)
+        status = read_structures(j, pet, &labels, &err);
+    if (status == DM_OK)
+        status = dm_model_load(j->model, &model, &err);
+    if (status == DM_OK)
+        status = dm_predictor_create(model, &options, &predictor, &err);
+    if (status == DM_OK)
+        status = dm_predictor_run(predictor, pet, &info, labels, &prediction, &err);
+    if (status == DM_OK) {
+        const dm_sources sources = {j->pet, j->labels, "a test"};
+        status = dm_prediction_write(prediction, j->output, &sources, j->threads, &err);
+    }
+    finish(outcome, status, &err);
+    dm_prediction_free(prediction);
+    dm_predictor_free(predictor);
+    dm_model_free(model);
+    dm_labels_free(labels);
+    dm_volume_free(pet);
+}
+
+static void run_exact(scenario_outcome *outcome)
+{
+    run_job(&(job){"in/pet.nii.gz", "in/exact.safetensors.zst", "in/labels.nii.gz",
+                   "out/dose.nii.gz", false, 1, 0},
+            outcome);
+}
+
+static void run_resampled(scenario_outcome *outcome)
+{
+    run_job(&(job){"in/other.nii.zst", "in/resampled.safetensors.zst", "in/masks",
+                   "out/dose.nii.zst", true, 2, DM_TILE_WHOLE},
+            outcome);
+}
+
+static void run_without_labels(scenario_outcome *outcome)
+{
+    run_job(&(job){"in/pet.nii.gz", "in/resampled.safetensors.zst", NULL, "out/dose.nii.gz", false,
+                   2, 0},
+            outcome);
+}
+
+static void run_dvh(scenario_outcome *outcome)
+{
+    static const double v[] = {2};
+    const dm_dvh_options options = {.v_thresholds = v, .n_v_thresholds = 1, .threads = 2};
+    dm_error err = {0};
+    dm_volume *dose = NULL;
+    dm_labels *labels = NULL;
+    dm_dvh *dvh = NULL;
+    char *json = NULL;
+    dm_status status = dm_volume_read("in/pet.nii.gz", &dose, &err);
+    if (status == DM_OK)
+        status = dm_labels_read("in/labels.nii.gz", "in/names.json", &labels, &err);
+    if (status == DM_OK)
+        status = dm_dvh_compute(dose, labels, &options, &dvh, &err);
+    if (status == DM_OK)
+        status = dm_dvh_json(dvh, &json, &err);
+    add_text(outcome, json);
+    if (status == DM_OK)
+        status = dm_dvh_write_curves(dvh, "out/dose_dvh.tsv", &err);
+    if (status == DM_OK)
+        status = dm_dvh_write_organs(dvh, "out/dose_organs.tsv", &err);
+    finish(outcome, status, &err);
+    dm_string_free(json);
+    dm_dvh_free(dvh);
+    dm_labels_free(labels);
+    dm_volume_free(dose);
+}
+
+static void run_describe(scenario_outcome *outcome)
+{
+    dm_error err = {0};
+    dm_model *model = NULL;
+    dm_status status = dm_model_load("in/exact.safetensors.zst", &model, &err);
+    for (int as_json = 0; status == DM_OK && as_json < 2; as_json++) {
+        char *text = NULL;
+        status = dm_model_describe(model, NULL, DM_PRECISION_FLOAT32, as_json, &text, &err);
+        add_text(outcome, text);
+        dm_string_free(text);
+    }
+    finish(outcome, status, &err);
+    dm_model_free(model);
+}
+
+static void run_doctor(scenario_outcome *outcome)
+{
+    dm_error err = {0};
+    dm_status status = DM_OK;
+    for (int as_json = 0; status == DM_OK && as_json < 2; as_json++) {
+        char *text = NULL;
+        status = dm_doctor(as_json, &text, &err);
+        add_text(outcome, text);
+        dm_string_free(text);
+    }
+    finish(outcome, status, &err);
+}
+
+/* ---- By the command line -------------------------------------------------------------------- */
+
+static int redirect(int fd, const char *path)
+{
+    int kept = dup(fd), file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (kept < 0 || file < 0 || dup2(file, fd) < 0)
+        abort();
+    close(file);
+    return kept;
+}
+
+static void restore(int fd, int kept)
+{
+    dup2(kept, fd);
+    close(kept);
+}
+
+static int captured_out, captured_err;
+
+void scenario_capture(void)
+{
+    fflush(NULL);
+    captured_out = redirect(STDOUT_FILENO, "log/stdout");
+    captured_err = redirect(STDERR_FILENO, "log/stderr");
+}
+
+void scenario_release(scenario_outcome *outcome)
+{
+    size_t size;
+    fflush(NULL);
+    restore(STDOUT_FILENO, captured_out);
+    restore(STDERR_FILENO, captured_err);
+    char *text = (char *)load_bytes("log/stderr", &size);
+    snprintf(outcome->text, sizeof outcome->text, "%.*s", (int)size, text);
+    outcome->text[strcspn(outcome->text, "\n")] = '\0';
+    free(text);
+    text = (char *)load_bytes("log/stdout", &size);
+    outcome->text_hash = XXH64(text, size, 0);
+    free(text);
+}
+
+/* `line`: the arguments, separated by spaces. */
+static void run_command(const char *line, scenario_outcome *outcome)
+{
+    char words[512], *argv[32] = {0}, *rest = NULL;
+    int argc = 0;
+    snprintf(words, sizeof words, "%s", line);
+    for (char *word = strtok_r(words, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+        argv[argc++] = word;
+    clearerr(stdout);
+    outcome->done = dosemap_main(argc, argv) == 0;
+}
+
+static void run_inspect_command(scenario_outcome *outcome)
+{
+    run_command("dosemap inspect in/resampled.safetensors.zst --json", outcome);
+}
+
+static void run_doctor_command(scenario_outcome *outcome)
+{
+    run_command("dosemap doctor", outcome);
+}
+
+const scenario scenarios[] = {
+    {"predict", run_exact, .all_or_nothing = true},
+    {"predict on another grid, 2 threads", run_resampled, .all_or_nothing = true},
+    {"predict again over earlier files", run_exact, run_exact, .all_or_nothing = true},
+    {"predict without labels over earlier tables", run_without_labels, run_exact,
+     .all_or_nothing = true},
+    {"DVH", .run = run_dvh},
+    {"DVH over earlier tables", .run = run_dvh, .run_before = run_dvh},
+    {"describe", .run = run_describe},
+    {"doctor", run_doctor, .reports_files = true},
+    {"dosemap inspect", run_inspect_command, .command_line = true},
+    {"dosemap doctor", run_doctor_command, .command_line = true, .reports_files = true},
+    {0}};
