@@ -30,19 +30,34 @@ typedef float lane_vector __attribute__((vector_size(LANES * 4), aligned(4), may
 typedef uint32_t lane_bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint16_t lane_halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
 #if LANES == 16
 #define LANES_MAX _mm512_max_ps
 #else
 #define LANES_MAX _mm256_max_ps
 #endif
-/* A loop of a number of turns that is known when this is compiled, written out. */
-#ifdef __clang__
-/* NOLINTNEXTLINE(bugprone-macro-parentheses): i is a name */
-#define EACH(i, n) _Pragma("unroll") for (size_t i = 0; i < (n); i++)
+
+/* EACH: a loop of a number of turns that is known when this is compiled, written out. Not for
+ * sanitizers: with their checks in every turn it would keep the compiler busy for minutes. */
+#if defined(__has_feature)
+#define IS_SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED 1
 #else
-#define EACH(i, n) _Pragma("GCC unroll 36") for (size_t i = 0; i < (n); i++)
+#define IS_SANITIZED 0
 #endif
+#if IS_SANITIZED
+#define INLINE static
+#define WRITE_OUT
+#elif defined(__clang__)
+#define INLINE static inline __attribute__((always_inline))
+#define WRITE_OUT _Pragma("unroll")
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define WRITE_OUT _Pragma("GCC unroll 36")
+#endif
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): i is a name */
+#define EACH(i, n) WRITE_OUT for (size_t i = 0; i < (n); i++)
+
 enum { EDGE_MAX = 6, PLANE_MAX = EDGE_MAX * EDGE_MAX, POINTS_MAX = PLANE_MAX * EDGE_MAX };
 
 /* ---- Elements ------------------------------------------------------------------------------- */
