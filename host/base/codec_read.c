@@ -28,6 +28,8 @@ struct byte_source {
     bool ended;
     struct inflate_state *gzip;
     ZSTD_DStream *zstd;
+    bool in_frame; /* of Zstandard: which states its size, or ZSTD_CONTENTSIZE_UNKNOWN */
+    unsigned long long frame_size, frame_made;
 };
 
 static dm_status refill(byte_source *s, dm_error *err)
@@ -195,6 +197,27 @@ static dm_status read_gzip(byte_source *s, uint8_t *bytes, size_t size, size_t *
     return DM_OK;
 }
 
+/* Zstandard compares a frame's size with the one it states, but not where it decodes in pieces and
+ * the last block is empty: a frame cut short would depend on how much is asked for at a time. */
+static dm_status check_frame_end(byte_source *s, dm_error *err)
+{
+    s->in_frame = false;
+    if (s->frame_size == ZSTD_CONTENTSIZE_UNKNOWN || s->frame_made == s->frame_size)
+        return DM_OK;
+    return error_set(err, DM_ERROR_FORMAT, s->path, "copy or download the file again",
+                     "the Zstandard stream is damaged: it states %llu bytes and has %llu",
+                     s->frame_size, s->frame_made);
+}
+
+static void begin_frame(byte_source *s)
+{
+    s->in_frame = true;
+    s->frame_made = 0;
+    s->frame_size = ZSTD_getFrameContentSize(s->input + s->next, s->filled - s->next);
+    if (s->frame_size == ZSTD_CONTENTSIZE_ERROR) /* not all of its header is there yet */
+        s->frame_size = ZSTD_CONTENTSIZE_UNKNOWN;
+}
+
 static dm_status read_zstd(byte_source *s, uint8_t *bytes, size_t size, size_t *got, dm_error *err)
 {
     while (*got < size) {
@@ -204,6 +227,8 @@ static dm_status read_zstd(byte_source *s, uint8_t *bytes, size_t size, size_t *
         bool no_more = s->next == s->filled;
         if (no_more && s->between_members)
             return DM_OK;
+        if (!s->in_frame)
+            begin_frame(s);
         ZSTD_inBuffer in = {s->input, s->filled, s->next};
         ZSTD_outBuffer out = {bytes, size, *got};
         size_t result = ZSTD_decompressStream(s->zstd, &out, &in);
@@ -218,11 +243,16 @@ static dm_status read_zstd(byte_source *s, uint8_t *bytes, size_t size, size_t *
             return error_set(err, DM_ERROR_FORMAT, s->path, "copy or download the file again",
                              "the Zstandard stream is damaged: %s", ZSTD_getErrorName(result));
         bool progress = out.pos > *got || in.pos > s->next;
+        s->frame_made += out.pos - *got;
         s->next = in.pos;
         *got = out.pos;
         s->between_members = result == 0;
-        if (no_more && !progress)
-            return unfinished(s, "Zstandard", err);
+        if (result == 0)
+            status = check_frame_end(s, err);
+        else if (no_more && !progress)
+            status = unfinished(s, "Zstandard", err);
+        if (status != DM_OK)
+            return status;
     }
     return DM_OK;
 }
