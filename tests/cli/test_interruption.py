@@ -136,9 +136,11 @@ def cohort_command(cohort: list[Path], tiny: Path, labels: Path) -> list[object]
 
 
 def without_times(sidecar: Path) -> dict:
+    """Nor with the memory that happened to be free."""
     root = json.loads(sidecar.read_text())
     for key in ("Seconds", "CommandLine"):
         root.pop(key, None)
+    root["Options"].pop("MemoryLimit", None)
     return root
 
 

@@ -127,6 +127,8 @@ NIFTI_1: dict[str, tuple[Change, str]] = {
         gzip.compress(data[:400]) + gzip.compress(data[400:])[:-9]), "gzip stream ends too early"),
     "gzip, second member missing": (lambda data: data.__setitem__(slice(None),
         gzip.compress(data[:400])), "there are 400 bytes"),
+    "gzip of an image one byte short": (lambda data: data.__setitem__(slice(None),
+        gzip.compress(data[:-1])), "there are 591 bytes"),
     "gzip of wrong length": (lambda data: data.__setitem__(slice(None),
         gzip.compress(data)[:-4] + b"\1\0\0\0"), "gzip"),
 }  # fmt: skip

@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "base/error.h"
+#include "model/graph.h"
 #include "nifti_bytes.h"
 #include "small_models.h"
 #include "volume/label_runs.h"
@@ -105,8 +106,8 @@ static dm_status read_model(const char *path, uint64_t *digest, dm_error *err)
     assert_true((status == DM_OK) == (model != NULL));
     if (model) {
         const char *parts[] = {dm_model_graph_json(model), dm_model_card_json(model),
-                               dm_model_name(model)};
-        for (size_t i = 0; i < 3; i++)
+                               dm_model_name(model), model->checksum};
+        for (size_t i = 0; i < 4; i++)
             *digest = mix(*digest, parts[i], strlen(parts[i]));
         status = dm_model_describe(model, NULL, DM_PRECISION_FLOAT32, true, &text, err);
         dm_string_free(text);

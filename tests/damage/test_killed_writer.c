@@ -330,11 +330,33 @@ static void test_over_old_files(void **state)
     kill_everywhere(".nii.gz", 2, false);
 }
 
+/* In a container every run may have the same process number, and meets its own leftovers. */
+static void test_leftovers_of_the_same_number(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"out.nii.gz", "out.json", "out_dvh.tsv", "out_organs.tsv"};
+    scene s;
+    begin_scene(&s, ".nii.gz", 0, true);
+    for (size_t i = 0; i < 4; i++)
+        for (int again = 0; again < 3; again++) {
+            char path[256], number[16] = "";
+            if (again)
+                snprintf(number, sizeof number, ".%d", again);
+            snprintf(path, sizeof path, "%s/.%s.%ld%s.partial", s.folder, names[i], (long)getpid(),
+                     number);
+            save_bytes(path, (const uint8_t *)"half", 4);
+        }
+    check_next_run(&s, 0);
+    assert_int_equal(clear_folder(s.folder), 12);
+    end_scene(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_new_files),
         cmocka_unit_test(test_over_old_files),
+        cmocka_unit_test(test_leftovers_of_the_same_number),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
