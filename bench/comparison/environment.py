@@ -30,7 +30,10 @@ def enter_venv(folder: Path) -> None:
     stamp = venv / f"bench-{zlib.crc32(REQUIREMENTS.read_bytes()):08x}"
     if not stamp.exists():
         pip = [venv / "bin" / "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
+        # pip complains about libraries of CUDA, which tools/python_env leaves out on purpose.
+        done = subprocess.run([*pip, "-r", REQUIREMENTS], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"bench/compare: {done.stderr}")
         stamp.touch()
     python = made.stdout.strip()
     os.execve(python, [python, *sys.argv], os.environ | {_INSIDE: "1"})

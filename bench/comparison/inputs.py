@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -22,8 +23,8 @@ CARD = {
 def pet_like(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     """Return SUVs [x, y, z]: a body with hot organs and noise, air around it, all float32."""
     rng = np.random.default_rng(seed)
-    axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), sparse=True)
-    axes = [np.swapaxes(a, 0, 1) for a in axes]
+    lines = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
+    axes = np.meshgrid(*lines, indexing="ij", sparse=True)
 
     def ellipsoid(middle: np.ndarray, half: np.ndarray) -> np.ndarray:
         return sum(((a - m) / h) ** 2 for a, m, h in zip(axes, middle, half, strict=True)) <= 1
@@ -47,7 +48,8 @@ def write_pet(path: Path, shape: tuple[int, int, int], seed: int) -> None:
     if path.exists():
         return
     partial = path.with_name("partial-" + path.name)
-    nifti.write(partial, pet_like(shape, seed), np.diag([4.0, 4.0, 4.0, 1.0]))
+    content = nifti.encode(pet_like(shape, seed), np.diag([4.0, 4.0, 4.0, 1.0]))
+    partial.write_bytes(gzip.compress(content, 1))
     partial.rename(path)
 
 

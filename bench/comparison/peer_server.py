@@ -47,7 +47,8 @@ class Server:
         engine = PEERS[self.peer](self.network, self.state, self.precision, setting, self.edge)
         windows = np.zeros((setting.batch * setting.workers, 1, *self.edge), np.float32)
         engine.windows(windows)
-        engine.repeat(windows[: setting.batch], 0.01)  # torch.compile: again for its second thread
+        if setting.workers > 1:  # torch.compile compiles again for its second thread
+            engine.repeat(windows[: setting.batch], 0.01)
         return engine
 
     def rate(self, engine: Engine, seconds: float) -> Json:
@@ -101,7 +102,7 @@ class Server:
         dose = sliding_window_inference(
             pet[None, None],
             self.edge,
-            setting.batch * setting.workers,
+            setting.batch * (4 * setting.workers if setting.workers > 1 else 1),
             predict,
             overlap=overlap,
             mode="gaussian",

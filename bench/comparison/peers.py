@@ -177,8 +177,8 @@ def onnx_runtime(
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Threads that spin would take the CPU from the program that runs next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin after a run would take the CPU from the program that is timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(
             str(_onnx_file(network, state)), options, providers=["CPUExecutionProvider"]
         )

@@ -84,7 +84,7 @@ def _network(results: Json) -> str:
             )
         if precision == "bf16" and "onnxruntime" in results["network"]["float32"]["programs"]:
             rows.append([TITLES["onnxruntime"], *[NONE] * 5, "has no bf16 convolution on CPUs"])
-        head = ["windows/s: median (range)", "dosemap / it: median (range)"]
+        head = ["windows/s: median (range)", "speed of dosemap / its: median (range)"]
         head += ["direct-convolution GFLOP/s", "of the multiply-add ceiling", "difference"]
         text += table([f"**{precision}**", *head, "setting"], rows) + "\n"
     return text
@@ -111,10 +111,14 @@ def _volume(results: Json) -> str:
                     NONE if key == own else ratio(times[own], times[key], of_times=True).text(),
                     gibibytes(row["bytes"]),
                     f"{against['relative_l2']:.1e}, {against['largest']:.1e}",
-                    setting_text(row["setting"]),
+                    NONE if name == OURS else setting_text(row["setting"]),
                 ]
             )
-        head = ["s: median (range)", "dosemap with this tile / it", "peak GiB"]
+        head = [
+            "s: median (range)",
+            "speed of dosemap with the same tile / its: median (range)",
+            "peak GiB",
+        ]
         head += ["against dosemap 32³ at 0.5: relative L2, largest / largest dose", "setting"]
         text += table([f"**{precision}**", *head], rows)
         if best:
