@@ -2,6 +2,7 @@
 """Bad input: a clear error, exit 1, no output file, no crash."""
 
 import gzip
+import os
 import resource
 import signal
 import subprocess
@@ -214,6 +215,15 @@ def test_full_disk(pet: Path, out: Path) -> None:
     assert_refused(result, out, "out.nii.gz")
 
 
+def wait_until_busy(process: subprocess.Popen, seconds: float = 0.5) -> None:
+    """Until it has used that much processor time: it has started, and is at work."""
+    used = 0.0
+    while used < seconds and process.poll() is None:
+        time.sleep(0.01)
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_leave_nothing(
     out: Path, tmp_path: Path, affine: np.ndarray, number: signal.Signals
@@ -222,7 +232,7 @@ def test_signals_leave_nothing(
     nib.save(nib.Nifti1Image(np.ones((128, 128, 128), np.float32), affine), pet)
     command = [BIN, "predict", pet, *SUV_78, "--model", MODEL, "--overlap", "0.75", "-o", out]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    time.sleep(2)
+    wait_until_busy(process)
     assert process.poll() is None, "finished before the signal came"
     process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number

@@ -7,16 +7,18 @@ at points in time that are spread over its whole run.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import xxhash
-from conftest import BIN, SUV_78, dosemap
+from conftest import BIN, SUV_78, dosemap, write_tiny_model
 
 KILLS = int(os.environ.get("DOSEMAP_TEST_KILLS", "40"))
 SHAPE = (64, 64, 64)
@@ -120,19 +122,45 @@ def test_leftovers_are_no_labels_and_no_inputs(command: list, tmp_path: Path) ->
 # ---- A cohort
 
 
-@pytest.fixture
-def cohort(tmp_path: Path) -> list[Path]:
+def save_cohort(folder: Path) -> list[Path]:
     rng = np.random.default_rng(6)
-    (tmp_path / "in").mkdir()
+    folder.mkdir()
     return [
-        save(tmp_path / "in" / f"sub-{i}_pet.nii", rng.gamma(1.5, 2, SHAPE).astype(np.float32))
+        save(folder / f"sub-{i}_pet.nii", rng.gamma(1.5, 2, SHAPE).astype(np.float32))
         for i in range(6)
     ]
 
 
-def cohort_command(cohort: list[Path], tiny: Path, labels: Path) -> list[object]:
-    return ["predict", *cohort, *SUV_78, "--overlap", "0.5", "--threads", "1", "--quiet",
-            "-m", tiny, *[x for _ in cohort for x in ("--labels", labels)]]  # fmt: skip
+@pytest.fixture
+def cohort(tmp_path: Path) -> list[Path]:
+    return save_cohort(tmp_path / "in")
+
+
+@dataclass
+class Finished:
+    """A run of the cohort that nobody interrupted."""
+
+    command: list[object]
+    pets: int
+    results: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("cohort")
+    pets = save_cohort(folder / "in")
+    tiny = write_tiny_model(folder / "tiny.safetensors.zst")
+    ids = np.zeros(SHAPE, np.uint8)
+    ids[10:30, 10:30, 10:30] = 1
+    labels = save(folder / "l.nii", ids)
+    command = ["predict", *pets, *SUV_78, "--overlap", "0.5", "--threads", "1", "--quiet",
+               "-m", tiny, *[x for _ in pets for x in ("--labels", labels)]]  # fmt: skip
+    began = time.monotonic()
+    assert dosemap(*command, "--out-dir", folder / "whole").returncode == 0
+    seconds = time.monotonic() - began
+    assert len(list((folder / "whole").iterdir())) == 4 * len(pets)
+    return Finished(command, len(pets), folder / "whole", seconds)
 
 
 def without_times(sidecar: Path) -> dict:
@@ -155,41 +183,44 @@ def assert_same_results(folder: Path, reference: Path) -> None:
             assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
 
 
+def interrupt(finished: Finished, folder: Path, number: signal.Signals) -> subprocess.Popen:
+    """Signals a run of the cohort that has finished one PET; again where it was too fast for us."""
+    for _ in range(3):
+        shutil.rmtree(folder, ignore_errors=True)
+        process = start(*finished.command, "--out-dir", folder)
+        deadline = time.monotonic() + 20 * finished.seconds + 10
+        while not list(folder.glob("*_dose.json")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(finished.seconds / finished.pets / 2)
+        if process.poll() is None:
+            process.send_signal(number)
+            return process
+        process.communicate()
+    pytest.fail("the cohort was finished before the signal, three times")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_cohort_is_resumed(
-    cohort: list[Path], tiny: Path, tmp_path: Path, number: signal.Signals
+    finished: Finished, tmp_path: Path, number: signal.Signals
 ) -> None:
-    ids = np.zeros(SHAPE, np.uint8)
-    ids[10:30, 10:30, 10:30] = 1
-    command = cohort_command(cohort, tiny, save(tmp_path / "l.nii", ids))
-    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
-    began = time.monotonic()
-    assert dosemap(*command, "--out-dir", whole).returncode == 0
-    duration = time.monotonic() - began
-    assert len(list(whole.iterdir())) == 4 * len(cohort)
-
-    process = start(*command, "--out-dir", folder)
-    deadline = time.monotonic() + 20 * duration + 10
-    while not list(folder.glob("*_dose.json")) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(duration / len(cohort) / 2)
-    process.send_signal(number)
+    command, whole, folder = finished.command, finished.results, tmp_path / "interrupted"
+    process = interrupt(finished, folder, number)
     process.communicate()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    finished = {p.name for p in folder.glob("*_dose.json")}
-    assert 0 < len(finished) < len(cohort), finished
+    done = {p.name for p in folder.glob("*_dose.json")}
+    assert 0 < len(done) < finished.pets, done
     for path in folder.iterdir():
         if number != signal.SIGKILL:
             assert path.name[0] != ".", "a partial file stays behind"
         if path.name[0] != "." and path.suffix != ".json":
             assert path.read_bytes() == (whole / path.name).read_bytes(), path.name
-    for name in finished:
+    for name in done:
         assert_sidecar_is_true(folder / name)
 
-    kept = {n: (folder / n).stat().st_mtime_ns for n in finished}
+    kept = {n: (folder / n).stat().st_mtime_ns for n in done}
     second = dosemap(*command, "--out-dir", folder, "--resume")
     assert second.returncode == 0, second.stderr
-    assert {n: (folder / n).stat().st_mtime_ns for n in finished} == kept, "made again"
+    assert {n: (folder / n).stat().st_mtime_ns for n in done} == kept, "made again"
     assert_same_results(folder, whole)
 
 
