@@ -231,12 +231,30 @@ static void check_values(const float *values, const result *r, const char *by)
     }
 }
 
+/* oneDNN has no transposed convolution whose result goes a whole stride beyond its taps, as output
+ * padding without padding can ask for where the dilation is larger than the stride. */
+static bool may_be_unsupported(const graph *g)
+{
+    for (size_t n = 0; n < g->n_nodes; n++)
+        for (int a = 0; a < 3; a++) {
+            const graph_node *node = &g->nodes[n];
+            if (node->op == OP_CONV_TRANSPOSE &&
+                node->output_padding[a] - node->pad_end[a] >= node->stride[a])
+                return true;
+        }
+    return false;
+}
+
 static void run_network(const plan *p, const float *input, const result *r)
 {
     network *net = NULL;
     worker *w = NULL;
     dm_error err = {0};
-    FUZZ_CHECK(network_create(p, 1, &net, &err) == DM_OK);
+    dm_status status = network_create(p, 1, &net, &err);
+    fuzz_check_result(status, net, &err);
+    if (status == DM_ERROR_UNSUPPORTED && may_be_unsupported(p->graph))
+        return;
+    FUZZ_CHECK(status == DM_OK);
     FUZZ_CHECK(worker_create(net, &w, &err) == DM_OK);
     memset(worker_arena(w), 0xff, p->arena_bytes);
     tensor_fill(&p->tensors[p->input], worker_arena(w), input);
