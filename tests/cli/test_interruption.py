@@ -119,6 +119,39 @@ def test_leftovers_are_no_labels_and_no_inputs(command: list, tmp_path: Path) ->
     assert "kidney" in (tmp_path / "out_organs.tsv").read_text()
 
 
+def state(process: subprocess.Popen) -> str:
+    """T: stopped, Z: ended."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_in_the_middle_of_a_file(
+    tmp_path: Path, tiny: Path, number: signal.Signals
+) -> None:
+    """A partial file is there when the signal comes, and gone when the process is."""
+    rng = np.random.default_rng(8)
+    pet = save(tmp_path / "p.nii", rng.gamma(1.5, 2, (160, 160, 160)).astype(np.float32))
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for _ in range(5):
+        process = start("predict", pet, *SUV_78, "--tile", "80", *FAST, "-m", tiny, "-o",
+                        folder / "out.nii.gz")  # fmt: skip
+        while not list(folder.glob(".*.partial")) and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGSTOP)
+        while state(process) not in "TZ":
+            pass
+        in_the_middle = list(folder.glob(".*.partial"))
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        process.communicate()
+        if in_the_middle:
+            assert process.returncode == 128 + number
+            assert list(folder.iterdir()) == []
+            return
+    pytest.fail("no file was caught half written, five times")
+
+
 # ---- A cohort
 
 
