@@ -29,11 +29,11 @@ def pet_like(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     def ellipsoid(middle: np.ndarray, half: np.ndarray) -> np.ndarray:
         return sum(((a - m) / h) ** 2 for a, m, h in zip(axes, middle, half, strict=True)) <= 1
 
-    body = ellipsoid(np.zeros(3), np.array([0.8, 0.55, 0.97]))
+    body = ellipsoid(np.zeros(3), np.array([0.68, 0.46, 0.97]))
     suv = np.where(body, np.float32(0.8), np.float32(0))
     for _ in range(24):
         half = rng.uniform(0.03, 0.2, 3)
-        middle = rng.uniform(-1, 1, 3) * np.array([0.5, 0.3, 0.8])
+        middle = rng.uniform(-1, 1, 3) * np.array([0.42, 0.26, 0.8])
         suv[ellipsoid(middle, half)] = rng.uniform(2, 25)
     noise = rng.standard_normal(shape, dtype=np.float32)
     for axis in range(3):

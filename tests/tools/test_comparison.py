@@ -56,7 +56,8 @@ def program(rates, difference=1e-6, setting=None):
 def line(tile, seconds):
     against = {"relative_l2": 0.01, "largest": 0.02}
     return {"tile": tile, "overlap": 0, "seconds": seconds, "bytes": 2**30, "setting": None} | {
-        "against_32": against
+        "against_32": against,
+        "difference": 1e-6,
     }
 
 
