@@ -115,7 +115,12 @@ static dm_status compute(const char *dose_path, const dvh_args *args, const dm_d
 static int find_unit(const char *dose_path, const dvh_args *args, dm_dvh_options *options)
 {
     int status = -1;
-    json_t *sidecar = dose_sidecar_load(dose_path);
+    json_t *sidecar = NULL;
+    dm_error err = {0};
+    if (!dose_sidecar_load(dose_path, &sidecar, &err)) {
+        terminal_error(&err);
+        return EXIT_FAILED;
+    }
     const char *unit = dose_sidecar_unit(sidecar);
     options->per_activity = args->per_activity || (unit && strcmp(unit, "Gy/GBq") == 0);
     if (args->per_activity && unit && strcmp(unit, "Gy") == 0)

@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/dose_sidecar.h"
+#include "cli/json_work.h"
 #include "cli/number_list.h"
 #include "cli/pet_options.h"
 #include "cli/terminal.h"
@@ -295,7 +296,9 @@ static void print_json(const char *pet, const dm_output_paths *paths,
     json_object_set_new(object, "sidecar", json_string(paths->sidecar));
     const dm_dvh *dvh = dm_prediction_dvh(prediction);
     char *organs = NULL;
-    if (dvh && dm_dvh_json(dvh, &organs, NULL) == DM_OK) {
+    if (dvh) {
+        if (dm_dvh_json(dvh, &organs, NULL) != DM_OK)
+            exit_without_memory();
         json_object_set_new(object, "dvh", json_string(paths->dvh));
         json_object_set_new(object, "organs", json_string(paths->organs));
         json_object_set_new(object, "structures", json_loads(organs, 0, NULL));
@@ -345,6 +348,7 @@ static void report(const predict_args *args, const char *pet, const dm_output_pa
                    const dm_prediction *prediction)
 {
     bool has_dvh = dm_prediction_dvh(prediction) != NULL;
+    json_work_begin();
     if (args->json) {
         print_json(pet, paths, prediction);
     } else if (!args->quiet) {
@@ -354,6 +358,7 @@ static void report(const predict_args *args, const char *pet, const dm_output_pa
             printf("DVH          %s\norgan table  %s\n", paths->dvh, paths->organs);
         print_weights(prediction);
     }
+    json_work_end();
     fflush(stdout);
 }
 
@@ -391,7 +396,10 @@ static bool is_finished(const cohort_job *cohort, const dm_output_paths *paths)
 {
     if (!dm_prediction_is_complete(paths->dose))
         return false;
-    json_t *sidecar = dose_sidecar_load(paths->dose);
+    json_t *sidecar = NULL;
+    dm_error unread = {0};
+    if (!dose_sidecar_load(paths->dose, &sidecar, &unread))
+        return false;
     const char *other = other_option(cohort, sidecar, paths);
     json_decref(sidecar);
     if (!cohort->args->quiet && other)
@@ -489,6 +497,8 @@ static int run(int argc, char **argv)
     char default_model[4096];
 
     char *line = join_arguments(argc, argv);
+    if (!line)
+        exit_without_memory();
     int status = options_parse(&command_predict, argc, argv, &args, &pets);
     if (status < 0)
         status = check_operands(&args, &pets);

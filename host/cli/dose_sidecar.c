@@ -1,40 +1,76 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/dose_sidecar.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "cli/json_work.h"
 #include "dosemap.h"
 
 /* Ours have some kB, a few hundred with a folder of masks. Bounded, as what lies beside a map of
  * another program may be anything. */
 #define MAX_BYTES ((size_t)4 << 20)
 
-json_t *dose_sidecar_load(const char *dose_path)
+static bool unreadable(const char *path, dm_error *err)
 {
-    dm_output_paths paths;
-    dm_error err = {0};
-    struct stat st;
-    json_t *sidecar = NULL;
-    if (dm_output_paths_from(dose_path, &paths, &err) != DM_OK || stat(paths.sidecar, &st) != 0 ||
-        !S_ISREG(st.st_mode) || (size_t)st.st_size > MAX_BYTES)
-        return NULL;
-    FILE *file = fopen(paths.sidecar, "rb");
-    char *text = file ? malloc((size_t)st.st_size + 1) : NULL;
+    err->status = errno == ENOMEM ? DM_ERROR_MEMORY : DM_ERROR_IO;
+    snprintf(err->where, sizeof err->where, "%.511s", path);
+    if (errno == ENOMEM)
+        snprintf(err->what, sizeof err->what, "no memory for the sidecar");
+    else
+        snprintf(err->what, sizeof err->what, "cannot read the sidecar: %s", strerror(errno));
+    snprintf(err->remedy, sizeof err->remedy, "%s",
+             errno == ENOMEM ? "free memory" : "check the file and its permissions");
+    return false;
+}
+
+/* The text's end is terminated. NULL and errno if it cannot be read. */
+static char *read_text(const char *path, size_t most, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    char *text = file ? malloc(most + 1) : NULL;
     if (text) {
-        size_t size = fread(text, 1, (size_t)st.st_size, file);
-        sidecar = json_loadb(text, size, JSON_REJECT_DUPLICATES, NULL);
+        *size = fread(text, 1, most, file);
+        if (ferror(file)) {
+            free(text);
+            text = NULL;
+        }
     }
-    free(text);
+    int number = errno;
     if (file)
         fclose(file);
-    if (sidecar && !json_is_object(sidecar)) {
-        json_decref(sidecar);
-        sidecar = NULL;
+    errno = number;
+    return text;
+}
+
+bool dose_sidecar_load(const char *dose_path, json_t **sidecar, dm_error *err)
+{
+    dm_output_paths paths;
+    dm_error unnamed = {0};
+    struct stat st;
+    size_t size;
+    *sidecar = NULL;
+    if (dm_output_paths_from(dose_path, &paths, &unnamed) != DM_OK)
+        return true;
+    if (stat(paths.sidecar, &st) != 0)
+        return errno == ENOENT || errno == ENOTDIR || unreadable(paths.sidecar, err);
+    if (!S_ISREG(st.st_mode) || (size_t)st.st_size > MAX_BYTES)
+        return true;
+    char *text = read_text(paths.sidecar, (size_t)st.st_size, &size);
+    if (!text)
+        return unreadable(paths.sidecar, err);
+    json_work_begin();
+    *sidecar = json_loadb(text, size, JSON_REJECT_DUPLICATES, NULL);
+    json_work_end();
+    free(text);
+    if (*sidecar && !json_is_object(*sidecar)) {
+        json_decref(*sidecar);
+        *sidecar = NULL;
     }
-    return sidecar;
+    return true;
 }
 
 const char *dose_sidecar_unit(const json_t *sidecar)

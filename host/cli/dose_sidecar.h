@@ -6,8 +6,11 @@
 #include <jansson.h>
 #include <stdbool.h>
 
-/* The object in OUT.json beside OUT.nii[.gz|.zst]; NULL where there is none that can be read. */
-json_t *dose_sidecar_load(const char *dose_path);
+#include "dosemap.h"
+
+/* The object in OUT.json beside OUT.nii[.gz|.zst]; NULL where there is none, or one of others. False
+ * and `err` where it is there and cannot be read. */
+bool dose_sidecar_load(const char *dose_path, json_t **sidecar, dm_error *err);
 
 /* "Gy", "Gy/GBq", or NULL where it does not say. Borrowed. */
 const char *dose_sidecar_unit(const json_t *sidecar);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "cli/commands.h"
+#include "cli/json_work.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
@@ -83,6 +84,7 @@ static int dispatch(int argc, char **argv)
 int main(int argc, char **argv)
 {
     terminal_install_signal_handlers();
+    json_work_install();
     int status = dispatch(argc, argv);
     /* A report that did not reach its file is no success. */
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == EXIT_DONE) {
