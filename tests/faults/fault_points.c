@@ -33,13 +33,18 @@ typedef struct address_range {
     uintptr_t begin, end;
 } address_range;
 
-static address_range foreign[32];
+static address_range foreign[32], loader; /* not counted; the dynamic linker */
 static size_t n_foreign;
+
+static bool is_within(const address_range *range, const void *caller)
+{
+    return (uintptr_t)caller - range->begin < range->end - range->begin;
+}
 
 static bool is_foreign(const void *caller)
 {
     for (size_t i = 0; i < n_foreign; i++)
-        if ((uintptr_t)caller - foreign[i].begin < foreign[i].end - foreign[i].begin)
+        if (is_within(&foreign[i], caller))
             return true;
     return false;
 }
@@ -58,6 +63,8 @@ static int note_foreign(struct dl_phdr_info *info, size_t size, void *unused)
             n_foreign < sizeof foreign / sizeof *foreign) {
             uintptr_t begin = info->dlpi_addr + part->p_vaddr;
             foreign[n_foreign++] = (address_range){begin, begin + part->p_memsz};
+            if (strstr(info->dlpi_name, "ld-linux"))
+                loader = foreign[n_foreign - 1];
         }
     }
     return 0;
@@ -116,9 +123,10 @@ static size_t live_slot(const void *pointer)
     return ((uintptr_t)pointer >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 46;
 }
 
+/* The dynamic linker's are those of threads, which libc keeps for the next thread. */
 static void live_add(void *pointer, size_t size, const void *caller)
 {
-    if (!pointer || armed.kind == FAULT_NONE)
+    if (!pointer || armed.kind == FAULT_NONE || is_within(&loader, caller))
         return;
     lock_live();
     size_t i = live_slot(pointer);

@@ -8,6 +8,7 @@
 /* Of the command line there is only the exit status and what it printed. */
 typedef struct scenario_outcome {
     bool done;
+    bool ended;       /* the command ended the program, which failed */
     dm_status status; /* DM_OK where only the command line knows */
     char where[512];
     char text[2048];    /* the message, in one line */
@@ -22,6 +23,7 @@ typedef struct scenario {
     bool command_line;
     bool all_or_nothing; /* of several outputs none stays behind after a failure */
     bool reports_files;  /* what it says depends on which files can be read */
+    bool may_do_again;   /* a finished job is done once more where it cannot be told finished */
 } scenario;
 
 extern const scenario scenarios[]; /* ends with a NULL name */

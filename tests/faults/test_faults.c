@@ -9,7 +9,8 @@
  * cases no memory, no open file and no partial or new output may be left. Interrupted and short
  * reads and writes must not show at all. The next run, which gets one call further, shows that
  * nothing was broken for good. With N only that call fails and what it was is printed. --every K takes each
- * Kth call only, in all scenarios but the first.
+ * Kth call only, in all scenarios but the first; those of the command line, which do the same work
+ * as the library's, take each 5th of these.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -245,9 +246,9 @@ static const char *check_run(const scenario *s, fault_kind kind, const reference
 {
     folder_state left = {0};
     look_into("out", &left);
-    if (r->lost)
+    if (r->lost && !r->outcome.ended)
         return "memory is not freed";
-    if (r->open_after != r->open_before)
+    if (r->open_after != r->open_before && !r->outcome.ended)
         return "a file is not closed";
     if (!r->outcome.done) {
         const char *wrong = check_error(s, kind, r);
@@ -255,7 +256,7 @@ static const char *check_run(const scenario *s, fault_kind kind, const reference
     }
     if (s->reports_files && kind != FAULT_ALLOCATION)
         return NULL;
-    if (r->outcome.text_hash != ref->text_hash)
+    if (r->outcome.text_hash != ref->text_hash && !s->may_do_again)
         return "it succeeded, but with another text";
     return same_content(&left, &ref->after) ? NULL : "it succeeded, but with other files";
 }
@@ -323,7 +324,7 @@ static void run_scenario(const scenario *s, fault_kind first, fault_kind last, s
     make_reference(s, &ref);
     for (fault_kind kind = first; kind <= last; kind++)
         for (size_t n = 1; try_point(s, kind, &ref, n, &sum);)
-            n += every;
+            n += s->command_line ? 5 * every : every;
     printf("%-45s %6zu failures, %6zu of them errors\n", s->name, sum.points, sum.errors);
     fflush(stdout);
     all->scenarios++;
@@ -344,6 +345,13 @@ static void run_single(const scenario *s, fault_kind kind, size_t n)
     const char *wrong = check_run(s, kind, &ref, &r);
     print_run(wrong ? wrong : "as it should be", s, n, &r);
     fault_live_allocations(10);
+}
+
+/* What glibc itself loses when memory is short while it loads a library for its own use. */
+__attribute__((visibility("default"))) const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:_dl_map_object_deps\n";
 }
 
 typedef struct arguments {
