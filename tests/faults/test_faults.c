@@ -344,6 +344,7 @@ static void run_single(const scenario *s, fault_kind kind, size_t n)
     run_once(s, kind, n, &r);
     const char *wrong = check_run(s, kind, &ref, &r);
     print_run(wrong ? wrong : "as it should be", s, n, &r);
+    fprintf(stderr, "%zu calls were counted\n", r.points);
     fault_live_allocations(10);
 }
 
