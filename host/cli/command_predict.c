@@ -2,17 +2,20 @@
 /* dosemap predict: PETs in, dose maps with sidecars (and DVHs, organ tables) out. */
 #include <jansson.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/cohort.h"
 #include "cli/commands.h"
 #include "cli/dose_sidecar.h"
 #include "cli/json_work.h"
 #include "cli/number_list.h"
 #include "cli/pet_options.h"
+#include "cli/predict_report.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
 
@@ -161,12 +164,18 @@ static int fill_options(const predict_args *args, double *vx, dm_predict_options
     return status < 0 ? parse_memory(args, options) : status;
 }
 
+static const char *file_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 /* DIR/NAME_dose.nii.gz for NAME_pet.nii.gz, keeping the input's compression. */
 static int output_name(const predict_args *args, const char *pet, char *out, size_t size)
 {
     if (args->output)
         return snprintf(out, size, "%s", args->output) < (int)size ? 0 : -1;
-    const char *base = strrchr(pet, '/') ? strrchr(pet, '/') + 1 : pet;
+    const char *base = file_name(pet);
     const char *suffix = strstr(base, ".nii");
     size_t stem = suffix ? (size_t)(suffix - base) : strlen(base);
     if (stem > 4 && strncmp(base + stem - 4, "_pet", 4) == 0)
@@ -287,93 +296,44 @@ static dm_status read_labels(const predict_args *args, size_t index, const dm_vo
     return status;
 }
 
-static void print_json(const char *pet, const dm_output_paths *paths,
-                       const dm_prediction *prediction)
-{
-    json_t *object = json_object();
-    json_object_set_new(object, "pet", json_string(pet));
-    json_object_set_new(object, "dose", json_string(paths->dose));
-    json_object_set_new(object, "sidecar", json_string(paths->sidecar));
-    const dm_dvh *dvh = dm_prediction_dvh(prediction);
-    char *organs = NULL;
-    if (dvh) {
-        if (dm_dvh_json(dvh, &organs, NULL) != DM_OK)
-            exit_without_memory();
-        json_object_set_new(object, "dvh", json_string(paths->dvh));
-        json_object_set_new(object, "organs", json_string(paths->organs));
-        json_object_set_new(object, "structures", json_loads(organs, 0, NULL));
-        dm_string_free(organs);
-    }
-    json_object_set_new(object, "provenance",
-                        json_loads(dm_prediction_provenance_json(prediction), 0, NULL));
-    json_dumpf(object, stdout, JSON_COMPACT);
-    putchar('\n');
-    json_decref(object);
-}
+/* ---- One PET on its way --------------------------------------------------------------------- */
 
-/* Nobody should take a constructed example for a trained network. */
-static void print_weights(const dm_prediction *prediction)
-{
-    json_t *provenance = json_loads(dm_prediction_provenance_json(prediction), 0, NULL);
-    const json_t *model = json_object_get(provenance, "Model");
-    const char *name = json_string_value(json_object_get(model, "Name"));
-    const json_t *trained = json_object_get(model, "Trained");
-    printf("weights      %s%s\n", name ? name : "without a name",
-           json_is_false(trained) ? ": constructed, NOT TRAINED" : "");
-    json_decref(provenance);
-}
-
-/* What --tile auto chose, in options that repeat it. */
-static void print_tile(const char *pet, const dm_prediction *prediction)
-{
-    json_t *provenance = json_loads(dm_prediction_provenance_json(prediction), 0, NULL);
-    const json_t *options = json_object_get(provenance, "Options");
-    const json_t *tile = json_object_get(options, "Tile");
-    const json_t *windows = json_object_get(provenance, "Windows");
-    json_int_t n[3], all = json_integer_value(json_object_get(windows, "Run")) +
-                           json_integer_value(json_object_get(windows, "Skipped"));
-    for (size_t a = 0; a < 3; a++)
-        n[a] = json_integer_value(json_array_get(tile, a));
-    if (json_is_true(json_object_get(options, "TileChosen")))
-        fprintf(stderr,
-                "dosemap: %s: --tile %lld,%lld,%lld --overlap %g, %lld window%s, about %.2f GiB\n",
-                pet, (long long)n[0], (long long)n[1], (long long)n[2],
-                json_number_value(json_object_get(options, "Overlap")), (long long)all,
-                all == 1 ? "" : "s",
-                json_number_value(json_object_get(options, "MemoryNeeded")) / 0x1p30);
-    json_decref(provenance);
-}
-
-static void report(const predict_args *args, const char *pet, const dm_output_paths *paths,
-                   const dm_prediction *prediction)
-{
-    bool has_dvh = dm_prediction_dvh(prediction) != NULL;
-    json_work_begin();
-    if (args->json) {
-        print_json(pet, paths, prediction);
-    } else if (!args->quiet) {
-        print_tile(pet, prediction);
-        printf("dose map     %s\nsidecar      %s\n", paths->dose, paths->sidecar);
-        if (has_dvh)
-            printf("DVH          %s\norgan table  %s\n", paths->dvh, paths->organs);
-        print_weights(prediction);
-    }
-    json_work_end();
-    fflush(stdout);
-}
+typedef struct cohort_item {
+    const char *pet_path;
+    dm_status status;
+    dm_error err;
+    bool skipped;
+    char note[4352]; /* for the user, before the PET's turn */
+    dm_output_paths paths;
+    dm_pet_info info;
+    dm_volume *pet;
+    dm_labels *labels;
+    dm_prediction *prediction;
+} cohort_item;
 
 typedef struct cohort_job {
     const predict_args *args;
+    const string_list *pets;
     const dm_model *model;
     dm_predictor *predictor;
     const char *command_line;
+    cohort_item *items; /* COHORT_PLACES */
+    int exit_status;
+    pthread_mutex_t
+        screen; /* of what is on it: messages come from one thread, the bar from another */
+    progress_bar bar;
 } cohort_job;
 
+static cohort_item *item_of(const cohort_job *job, size_t index)
+{
+    return &job->items[index % COHORT_PLACES];
+}
+
 /* The option that an earlier prediction was made without or with another value of, or NULL. */
-static const char *other_option(const cohort_job *cohort, const json_t *sidecar,
+static const char *other_option(const cohort_job *job, const json_t *sidecar,
                                 const dm_output_paths *paths)
 {
-    const predict_args *args = cohort->args;
+    const predict_args *args = job->args;
     const json_t *activity = json_object_get(sidecar, "TherapyActivityGBq");
     const json_t *overlap = json_object_get(json_object_get(sidecar, "Options"), "Overlap");
     const char *model =
@@ -381,7 +341,7 @@ static const char *other_option(const cohort_job *cohort, const json_t *sidecar,
     if (isnan(args->activity_gbq) ? json_is_number(activity)
                                   : json_number_value(activity) != args->activity_gbq)
         return "--activity";
-    if (!model || strcmp(model, dm_model_name(cohort->model)) != 0)
+    if (!model || strcmp(model, dm_model_name(job->model)) != 0)
         return "--model";
     if (!isnan(args->overlap) && json_number_value(overlap) != args->overlap)
         return "--overlap";
@@ -392,84 +352,195 @@ static const char *other_option(const cohort_job *cohort, const json_t *sidecar,
     return NULL;
 }
 
-static bool is_finished(const cohort_job *cohort, const dm_output_paths *paths)
+static bool is_finished(const cohort_job *job, cohort_item *item)
 {
-    if (!dm_prediction_is_complete(paths->dose))
+    const char *dose = item->paths.dose;
+    if (!dm_prediction_is_complete(dose))
         return false;
     json_t *sidecar = NULL;
     dm_error unread = {0};
-    if (!dose_sidecar_load(paths->dose, &sidecar, &unread))
+    if (!dose_sidecar_load(dose, &sidecar, &unread))
         return false;
-    const char *other = other_option(cohort, sidecar, paths);
+    const char *other = other_option(job, sidecar, &item->paths);
     json_decref(sidecar);
-    if (!cohort->args->quiet && other)
-        fprintf(stderr, "dosemap: %s is finished, but with another %s: made again\n", paths->dose,
-                other);
-    else if (!cohort->args->quiet)
-        fprintf(stderr, "dosemap: %s is finished, skipped\n", paths->dose);
+    if (other)
+        snprintf(item->note, sizeof item->note,
+                 "dosemap: %s is finished, but with another %s: made again\n", dose, other);
+    else
+        snprintf(item->note, sizeof item->note, "dosemap: %s is finished, skipped\n", dose);
     return !other;
 }
 
-static dm_status predict_one(const cohort_job *cohort, const char *pet_path, size_t index,
-                             dm_error *err)
+static dm_status read_item(const cohort_job *job, size_t index, cohort_item *item)
 {
-    const predict_args *args = cohort->args;
-    dm_volume *pet = NULL;
-    dm_labels *labels = NULL;
-    dm_prediction *prediction = NULL;
-    dm_pet_info info;
-    dm_output_paths paths;
+    const predict_args *args = job->args;
+    dm_error *err = &item->err;
     char dose[4096];
-
-    if (output_name(args, pet_path, dose, sizeof dose) != 0) {
-        fail(err, DM_ERROR_VALUE, pet_path, "the output's path is too long", "");
+    if (output_name(args, item->pet_path, dose, sizeof dose) != 0) {
+        fail(err, DM_ERROR_VALUE, item->pet_path, "the output's path is too long", "");
         return err->status;
     }
-    dm_status status = dm_output_paths_from(dose, &paths, err);
+    dm_status status = dm_output_paths_from(dose, &item->paths, err);
     if (status != DM_OK || (status = check_folder(dose, err)) != DM_OK)
         return status;
-    if (args->resume && is_finished(cohort, &paths))
+    item->skipped = args->resume && is_finished(job, item);
+    if (item->skipped)
         return DM_OK;
-    if ((status = dm_pet_info_read(pet_path, &info, err)) != DM_OK ||
-        (status = check_inputs_stay(args, index, pet_path, info.sidecar, &paths, err)) != DM_OK ||
-        (status = dm_volume_read(pet_path, &pet, err)) != DM_OK ||
-        (status = pet_args_apply(&args->pet, &info, err)) != DM_OK ||
-        (status = read_labels(args, index, pet, &labels, err)) != DM_OK ||
-        (status = dm_predictor_run(cohort->predictor, pet, &info, labels, &prediction, err)) !=
-            DM_OK)
-        goto done;
-    dm_sources sources = {pet_path, args->labels.count ? args->labels.items[index] : NULL,
-                          cohort->command_line};
-    status = dm_prediction_write(prediction, dose, &sources, args->threads, err);
-    if (status == DM_OK)
-        report(args, pet_path, &paths, prediction);
-done:
-    if (status != DM_OK && err->where[0] == '\0')
-        snprintf(err->where, sizeof err->where, "%.511s", pet_path);
-    dm_prediction_free(prediction);
-    dm_labels_free(labels);
-    dm_volume_free(pet);
+    if ((status = dm_pet_info_read(item->pet_path, &item->info, err)) == DM_OK &&
+        (status = check_inputs_stay(args, index, item->pet_path, item->info.sidecar, &item->paths,
+                                    err)) == DM_OK &&
+        (status = dm_volume_read(item->pet_path, &item->pet, err)) == DM_OK &&
+        (status = pet_args_apply(&args->pet, &item->info, err)) == DM_OK)
+        status = read_labels(args, index, item->pet, &item->labels, err);
     return status;
 }
 
-static int predict_all(cohort_job *cohort, const string_list *pets, progress_bar *bar)
+static void drop_inputs(cohort_item *item)
 {
-    int exit_status = EXIT_DONE;
-    if (cohort->args->out_dir)
-        make_folder(cohort->args->out_dir);
-    for (size_t i = 0; i < pets->count; i++) {
-        dm_error err = {0};
-        const char *slash = strrchr(pets->items[i], '/');
-        progress_begin(bar, slash ? slash + 1 : pets->items[i],
-                       cohort->args->quiet || cohort->args->json);
-        dm_status status = predict_one(cohort, pets->items[i], i, &err);
-        progress_end(bar);
-        if (status != DM_OK) {
-            terminal_error(&err);
-            exit_status = EXIT_FAILED;
-        }
+    dm_labels_free(item->labels);
+    dm_volume_free(item->pet);
+    item->labels = NULL;
+    item->pet = NULL;
+}
+
+/* ---- Stages of a cohort --------------------------------------------------------------------- */
+
+static void read_stage(void *context, size_t index)
+{
+    cohort_job *job = context;
+    cohort_item *item = item_of(job, index);
+    memset(item, 0, sizeof *item);
+    item->pet_path = job->pets->items[index];
+    item->status = read_item(job, index, item);
+    if (item->status != DM_OK)
+        drop_inputs(item);
+}
+
+/* False for what may be an output that is still to be written: told by its name, in any folder. */
+static bool can_read_ahead(void *context, size_t index)
+{
+    const cohort_job *job = context;
+    const predict_args *args = job->args;
+    const char *inputs[] = {job->pets->items[index],
+                            args->labels.count ? args->labels.items[index] : NULL};
+    for (size_t before = index > 2 ? index - 2 : 0; before < index; before++) {
+        char output[4096];
+        if (output_name(args, job->pets->items[before], output, sizeof output) != 0)
+            continue;
+        const char *name = file_name(output), *suffix = strstr(name, ".nii");
+        size_t stem = suffix ? (size_t)(suffix - name) : strlen(name);
+        for (size_t i = 0; i < 2; i++)
+            if (inputs[i] && strncmp(file_name(inputs[i]), name, stem) == 0)
+                return false;
     }
-    return exit_status;
+    return true;
+}
+
+/* For the next PET, and for the last one's dose map. */
+static bool has_room(void *context, size_t index)
+{
+    cohort_job *job = context;
+    const cohort_item *item = item_of(job, index);
+    if (item->status != DM_OK || item->skipped)
+        return item->status != DM_ERROR_MEMORY;
+    return dm_predictor_reserve(job->predictor, &item->pet->grid, 2);
+}
+
+static void read_again(void *context, size_t index)
+{
+    if (item_of(context, index)->status == DM_ERROR_MEMORY)
+        read_stage(context, index);
+}
+
+static int show_progress(void *user, double share, const char *stage)
+{
+    cohort_job *job = user;
+    pthread_mutex_lock(&job->screen);
+    int stop = progress_show(&job->bar, share, stage);
+    pthread_mutex_unlock(&job->screen);
+    return stop;
+}
+
+static void predict_stage(void *context, size_t index)
+{
+    cohort_job *job = context;
+    cohort_item *item = item_of(job, index);
+    if (item->status != DM_OK || item->skipped)
+        return;
+    pthread_mutex_lock(&job->screen);
+    progress_begin(&job->bar, file_name(item->pet_path), job->args->quiet || job->args->json);
+    pthread_mutex_unlock(&job->screen);
+    item->status = dm_predictor_run(job->predictor, item->pet, &item->info, item->labels,
+                                    &item->prediction, &item->err);
+    drop_inputs(item);
+    pthread_mutex_lock(&job->screen);
+    progress_hide(&job->bar);
+    pthread_mutex_unlock(&job->screen);
+}
+
+static void announce_stage(void *context, size_t index)
+{
+    cohort_job *job = context;
+    const cohort_item *item = item_of(job, index);
+    if (!item->note[0] || job->args->quiet)
+        return;
+    pthread_mutex_lock(&job->screen);
+    progress_hide(&job->bar);
+    fputs(item->note, stderr);
+    pthread_mutex_unlock(&job->screen);
+}
+
+static void write_stage(void *context, size_t index)
+{
+    cohort_job *job = context;
+    const predict_args *args = job->args;
+    cohort_item *item = item_of(job, index);
+    if (item->skipped)
+        return;
+    dm_sources sources = {item->pet_path, args->labels.count ? args->labels.items[index] : NULL,
+                          job->command_line};
+    if (item->status == DM_OK)
+        item->status = dm_prediction_write(item->prediction, item->paths.dose, &sources,
+                                           args->threads, &item->err);
+    pthread_mutex_lock(&job->screen);
+    progress_hide(&job->bar);
+    if (item->status == DM_OK) {
+        json_work_begin();
+        if (args->json)
+            report_json(item->pet_path, &item->paths, item->prediction);
+        else if (!args->quiet)
+            report_text(item->pet_path, &item->paths, item->prediction);
+        json_work_end();
+    } else {
+        if (item->err.where[0] == '\0')
+            snprintf(item->err.where, sizeof item->err.where, "%.511s", item->pet_path);
+        terminal_error(&item->err);
+        job->exit_status = EXIT_FAILED;
+    }
+    pthread_mutex_unlock(&job->screen);
+    dm_prediction_free(item->prediction);
+    item->prediction = NULL;
+}
+
+static int predict_all(cohort_job *job)
+{
+    const cohort c = {.count = job->pets->count,
+                      .context = job,
+                      .read = read_stage,
+                      .can_read_ahead = can_read_ahead,
+                      .has_room = has_room,
+                      .read_again = read_again,
+                      .predict = predict_stage,
+                      .announce = announce_stage,
+                      .write = write_stage};
+    job->items = calloc(COHORT_PLACES, sizeof *job->items);
+    if (!job->items)
+        exit_without_memory();
+    if (job->args->out_dir)
+        make_folder(job->args->out_dir);
+    cohort_run(&c);
+    free(job->items);
+    return job->exit_status;
 }
 
 static char *join_arguments(int argc, char **argv)
@@ -492,8 +563,7 @@ static int run(int argc, char **argv)
     dm_predict_options options;
     dm_model *model = NULL;
     dm_error err = {0};
-    progress_bar bar = {0};
-    cohort_job cohort = {&args, NULL, NULL, NULL};
+    cohort_job job = {.args = &args, .pets = &pets, .screen = PTHREAD_MUTEX_INITIALIZER};
     char default_model[4096];
 
     char *line = join_arguments(argc, argv);
@@ -506,9 +576,9 @@ static int run(int argc, char **argv)
         status = fill_options(&args, vx, &options);
     if (status >= 0)
         goto done;
-    options.progress = progress_show;
-    options.progress_user = &bar;
-    cohort.command_line = line;
+    options.progress = show_progress;
+    options.progress_user = &job;
+    job.command_line = line;
 
     status = EXIT_FAILED;
     if (!args.model) {
@@ -517,15 +587,15 @@ static int run(int argc, char **argv)
         args.model = default_model;
     }
     if (dm_model_load(args.model, &model, &err) != DM_OK ||
-        dm_predictor_create(model, &options, &cohort.predictor, &err) != DM_OK)
+        dm_predictor_create(model, &options, &job.predictor, &err) != DM_OK)
         goto failed;
-    cohort.model = model;
-    status = predict_all(&cohort, &pets, &bar);
+    job.model = model;
+    status = predict_all(&job);
     goto done;
 failed:
     terminal_error(&err);
 done:
-    dm_predictor_free(cohort.predictor);
+    dm_predictor_free(job.predictor);
     dm_model_free(model);
     free(args.labels.items);
     free(pets.items);

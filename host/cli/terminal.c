@@ -51,8 +51,9 @@ int progress_show(void *user, double share, const char *stage)
     return 0;
 }
 
-void progress_end(progress_bar *bar)
+void progress_hide(progress_bar *bar)
 {
     if (bar->enabled && bar->shown >= 0)
         fprintf(stderr, "\r\033[K");
+    bar->shown = -1;
 }

@@ -22,6 +22,7 @@ typedef struct progress_bar {
 void progress_begin(progress_bar *bar, const char *name, bool quiet);
 /* A dm_progress; `user` is the bar. */
 int progress_show(void *user, double share, const char *stage);
-void progress_end(progress_bar *bar);
+/* Off the screen until it is shown again. */
+void progress_hide(progress_bar *bar);
 
 #endif

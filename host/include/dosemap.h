@@ -334,20 +334,18 @@ typedef int (*dm_progress)(void *user, double share, const char *stage);
 #define DM_TILE_AUTO (SIZE_MAX - 1)
 
 typedef struct dm_predict_options {
-    size_t tile[3];          /* x, y, z voxels of the model grid; 0: the training patch;
+    size_t tile[3];      /* x, y, z voxels of the model grid; 0: the training patch;
                         DM_TILE_WHOLE: the whole volume; DM_TILE_AUTO (all three): what is least
                         work within the memory, from the patch to the whole volume. The choice
                         depends on memory and threads, and the dose map on the choice, which the
                         provenance names; InstanceNorm or GroupNorm keep the patch */
-    bool force_tile;         /* allow a tile other than the patch with InstanceNorm or GroupNorm */
-    double overlap;          /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile; for
+    bool force_tile;     /* allow a tile other than the patch with InstanceNorm or GroupNorm */
+    double overlap;      /* share of the tile, 0 to 0.9; NAN: 0.5, or 0 for a whole tile; for
                         DM_TILE_AUTO as many voxels as half of the training patch */
-    size_t memory_bytes;     /* that the process may take, as estimated beforehand; more is
+    size_t memory_bytes; /* that the process may take, as estimated beforehand; more is
                             DM_ERROR_MEMORY. 0: what this process can have when the predictor is
                             made (machine, control groups, RLIMIT_AS, RLIMIT_DATA), of which
                             DM_TILE_AUTO uses 80 % */
-    unsigned volumes_beside; /* volumes of the PET's size that the caller holds beside the PET, such
-                                as the next one; counted as memory */
     dm_blend blend;
     double skip_air; /* windows whose maximum, in the input quantity, lies below it are
                         taken as zero dose; NAN: the card's; -INFINITY: off */
@@ -372,6 +370,12 @@ typedef struct dm_predictor dm_predictor;
 DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *options,
                                      dm_predictor **predictor, dm_error *err);
 DM_API void dm_predictor_free(dm_predictor *predictor);
+
+/* Counts `volumes` more of this grid's size, which the caller will hold beside the PET and its dose
+ * map (the next PET, the last dose map), as memory of the runs from now on. False, and none is
+ * counted, if a PET of this grid could not be predicted then, or with DM_TILE_AUTO only with a tile
+ * that is more work. One thread at a time, as dm_predictor_run. */
+DM_API bool dm_predictor_reserve(dm_predictor *predictor, const dm_grid *grid, unsigned volumes);
 
 /* One patient's result. */
 typedef struct dm_prediction dm_prediction;

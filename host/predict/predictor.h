@@ -15,7 +15,8 @@ struct dm_predictor {
     size_t tile[3]; /* x, y, z; DM_TILE_WHOLE and DM_TILE_AUTO until a volume says more */
     double overlap; /* NAN until DM_TILE_AUTO has chosen */
     double skip_air;
-    double memory_limit; /* bytes; infinite where nothing is known */
+    unsigned volumes_beside; /* that the caller holds */
+    double memory_limit;     /* bytes; infinite where nothing is known */
     /* DM_TILE_AUTO, from a plan of the training patch: */
     double program_bytes, worker_per_voxel, thread_bytes;
     dm_precision precision; /* not AUTO */

@@ -14,6 +14,8 @@
 #define AUTO_SHARE 0.8
 /* Choices, each with a better estimate than the one before. */
 #define CHOICES 4
+/* More work for which nobody should read ahead: that gains a few percent. */
+#define WORK_TOLERATED 1.02
 
 static const char axis_letter[] = "xyz";
 
@@ -103,7 +105,7 @@ static double volume_bytes(const dm_predictor *p, const dm_volume *pet, const dm
                            const grid_map *map)
 {
     double voxels = (double)dm_grid_voxels(&pet->grid), in_structures = 0;
-    double bytes = (2.0 + p->options.volumes_beside) * voxels * sizeof(float);
+    double bytes = (2.0 + p->volumes_beside) * voxels * sizeof(float);
     if (!map->exact)
         bytes += (double)map->dim[0] * (double)map->dim[1] * (double)map->dim[2] * sizeof(float);
     for (size_t i = 0; labels && i < dm_labels_count(labels); i++)
@@ -217,9 +219,7 @@ static double planned_bytes(const dm_predictor *p, const size_t volume[3], doubl
                        w->at_once);
 }
 
-/* Chooses, plans, and chooses again where the plan takes more than was thought. */
-static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes, volume_tile *w,
-                        dm_error *err)
+static tile_task make_task(const dm_predictor *p, const size_t volume[3], double volumes)
 {
     const graph *g = &p->model->graph;
     bool given = p->options.memory_bytes > 0;
@@ -234,6 +234,14 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
         task.patch[a] = g->patch[a];
         task.stride[a] = g->total_stride[2 - a];
     }
+    return task;
+}
+
+/* Chooses, plans, and chooses again where the plan takes more than was thought. */
+static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes, volume_tile *w,
+                        dm_error *err)
+{
+    tile_task task = make_task(p, volume, volumes);
     for (int i = 0; i < CHOICES; i++) {
         tile_choice choice;
         bool fits = tile_choose(&task, &choice);
@@ -266,11 +274,11 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
         status = round_up(p, map->dim, w->tile, err);
         if (status == DM_OK)
             status = predictor_plan(p, w->tile, err);
+        if (status == DM_OK)
+            w->at_once = tile_at_once(count_windows(map->dim, w), p->threads);
     }
     if (status != DM_OK)
         return status;
-    if (!is_auto(p))
-        w->at_once = tile_at_once(count_windows(map->dim, w), p->threads);
     w->memory_bytes = planned_bytes(p, map->dim, volumes, w);
     if (w->memory_bytes > p->memory_limit && w->at_once > 1) {
         w->at_once = 1;
@@ -279,4 +287,38 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
     if (w->memory_bytes <= p->memory_limit)
         return DM_OK;
     return error_too_large(p, w->tile, w->memory_bytes, tile_program_bytes(p->plan) + volumes, err);
+}
+
+/* ---- Room for other volumes ----------------------------------------------------------------- */
+
+static double work(const tile_choice *c)
+{
+    return (double)c->windows * (double)c->tile[0] * (double)c->tile[1] * (double)c->tile[2];
+}
+
+bool dm_predictor_reserve(dm_predictor *p, const dm_grid *grid, unsigned volumes)
+{
+    const graph *g = &p->model->graph;
+    const dm_volume pet = {.grid = *grid};
+    grid_map map;
+    volume_tile window = {.at_once = 0};
+    bool room = false;
+    p->volumes_beside = 0;
+    if (grid_map_make(grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL, &map, NULL) !=
+        DM_OK)
+        return false;
+    double without = volume_bytes(p, &pet, NULL, &map);
+    p->volumes_beside = volumes;
+    if (is_auto(p)) {
+        tile_choice most, reserved;
+        const tile_task task = make_task(p, map.dim, without),
+                        less = make_task(p, map.dim, volume_bytes(p, &pet, NULL, &map));
+        room = tile_choose(&task, &most) && tile_choose(&less, &reserved) &&
+               work(&reserved) <= WORK_TOLERATED * work(&most);
+    } else {
+        room = predictor_tile_for(p, &pet, NULL, &map, &window, NULL) == DM_OK;
+    }
+    if (!room)
+        p->volumes_beside = 0;
+    return room;
 }

@@ -326,10 +326,51 @@ static void test_refused_for_a_volume(void **state)
     dm_predictor_free(p);
     o = auto_options(64u << 20); /* the same limit, and a tile that fits it */
     dm_prediction_free(predict(model, &o, pet, NULL));
-    o.volumes_beside = 2; /* not with two more volumes */
+    /* Not with two more volumes; reserving them changes nothing then. */
+    no_error(dm_predictor_create(model, &o, &p, &err), &err);
+    assert_false(dm_predictor_reserve(p, &pet->grid, 2));
+    no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
+    dm_prediction_free(prediction);
+    dm_predictor_free(p);
+    o.memory_bytes = 50u << 20;
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
     expect(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), DM_ERROR_MEMORY, &err,
            "8 x 8 x 8", "raise --memory, or use a smaller volume");
+    dm_predictor_free(p);
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
+/* What the caller holds is taken from the tile. */
+static void test_reserve(void **state)
+{
+    (void)state;
+    dm_error err = {0};
+    dm_predictor *p = NULL;
+    dm_prediction *prediction = NULL;
+    dm_pet_info info = unit_info();
+    dm_model *model = identity_model(8);
+    dm_volume *pet = make_pet(150, 150, 150); /* 12.9 MiB */
+    for (int automatic = 0; automatic < 2; automatic++) {
+        json_int_t needed[2];
+        dm_predict_options o = automatic ? auto_options(400u << 20) : plain_options();
+        no_error(dm_predictor_create(model, &o, &p, &err), &err);
+        for (unsigned volumes = 0; volumes < 2; volumes++) {
+            assert_true(dm_predictor_reserve(p, &pet->grid, 2 * volumes));
+            no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
+            json_t *options = options_of(prediction);
+            needed[volumes] = json_integer_value(json_object_get(options, "MemoryNeeded"));
+            json_decref(options);
+            dm_prediction_free(prediction);
+        }
+        assert_int_equal(needed[1] - needed[0], 2 * 150 * 150 * 150 * 4);
+        dm_predictor_free(p);
+    }
+    /* Whole volumes would fit, but not beside others: better no others than more work. */
+    dm_predict_options o = auto_options(150u << 20);
+    no_error(dm_predictor_create(model, &o, &p, &err), &err);
+    assert_true(dm_predictor_reserve(p, &pet->grid, 1));
+    assert_false(dm_predictor_reserve(p, &pet->grid, 6));
     dm_predictor_free(p);
     dm_volume_free(pet);
     dm_model_free(model);
@@ -347,6 +388,7 @@ int main(void)
                                        cmocka_unit_test(test_provenance_repeats_it),
                                        cmocka_unit_test(test_statistics_keep_the_patch),
                                        cmocka_unit_test(test_refused_before_a_volume_is_there),
-                                       cmocka_unit_test(test_refused_for_a_volume)};
+                                       cmocka_unit_test(test_refused_for_a_volume),
+                                       cmocka_unit_test(test_reserve)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
