@@ -255,21 +255,36 @@ bool stitch_not_finite(stitch *st, size_t voxel[3])
 
 /* ---- Finishing ------------------------------------------------------------------------------ */
 
-/* One row in place; the first position that is not finite, or n. */
-static size_t finish_row(const tiling *t, strided sum, size_t y, size_t z,
-                         const intensity_transform *transform, float factor, float *scratch)
+/* Rows that are finished together: where they lie side by side, 16 floats of a cache line. */
+#define ROWS 16
+
+/* Rows between the volume and `values`, x fastest there. `apart`: from one row to the next. */
+static void move_rows(float *rows, ptrdiff_t stride, ptrdiff_t apart, size_t n, size_t count,
+                      float *values, bool back)
+{
+    for (size_t x = 0; x < n; x++) {
+        float *at = rows + (ptrdiff_t)x * stride;
+        for (size_t r = 0; r < count; r++) {
+            if (back)
+                at[(ptrdiff_t)r * apart] = values[r * n + x];
+            else
+                values[r * n + x] = at[(ptrdiff_t)r * apart];
+        }
+    }
+}
+
+/* Sums of one row to doses; the first position that is not finite, or n. */
+static size_t finish_row(const tiling *t, size_t y, size_t z, const intensity_transform *transform,
+                         float factor, float *total, float *value)
 {
     size_t n = t->volume[0], bad = n;
-    float *total = scratch, *value = scratch + n;
-    float *row = sum.data + (ptrdiff_t)y * sum.stride[1] + (ptrdiff_t)z * sum.stride[2];
     tiling_total_row(t, y, z, total);
     for (size_t x = 0; x < n; x++)
-        value[x] = row[(ptrdiff_t)x * sum.stride[0]] / total[x];
+        value[x] /= total[x];
     intensity_apply(transform, value, n);
     for (size_t x = n; x-- > 0;) {
-        float v = factor * value[x];
-        row[(ptrdiff_t)x * sum.stride[0]] = v;
-        if (!isfinite(v))
+        value[x] *= factor;
+        if (!isfinite(value[x]))
             bad = x;
     }
     return bad;
@@ -281,28 +296,39 @@ typedef struct finish_job {
     const intensity_transform *transform;
     float factor;
     unsigned parts;
-    float *scratch;    /* two rows per part */
+    float *scratch;    /* ROWS and one rows per part */
     size_t *first_bad; /* per part: voxel on the model's grid, or SIZE_MAX */
 } finish_job;
 
-/* A slab along the outer of y and z. */
+/* A slab along the outer of y and z, some rows along the inner at a time. */
 static void finish_part(void *context, unsigned part)
 {
     const finish_job *job = context;
     const size_t *volume = job->tiling->volume;
-    float *scratch = job->scratch + (size_t)part * 2 * volume[0];
-    size_t first_bad = SIZE_MAX;
+    const ptrdiff_t *stride = job->sum.stride;
+    const bool apart = stride[0] != 1; /* voxels of a row: brought together */
+    size_t n = volume[0], first_bad = SIZE_MAX;
+    float *total = job->scratch + (size_t)part * (ROWS + 1) * n, *values = total + n;
     int outer, inner;
     loop_order(&job->sum, &outer, &inner);
     size_t end = volume[outer] * (part + 1) / job->parts;
     for (size_t o = volume[outer] * part / job->parts; o < end; o++) {
-        for (size_t i = 0; i < volume[inner]; i++) {
-            size_t y = outer == 1 ? o : i, z = outer == 1 ? i : o;
-            size_t x =
-                finish_row(job->tiling, job->sum, y, z, job->transform, job->factor, scratch);
-            size_t at = x + volume[0] * (y + volume[1] * z);
-            if (x < volume[0] && at < first_bad)
-                first_bad = at;
+        for (size_t i = 0; i < volume[inner]; i += ROWS) {
+            size_t count = volume[inner] - i < ROWS ? volume[inner] - i : ROWS;
+            float *rows =
+                job->sum.data + (ptrdiff_t)o * stride[outer] + (ptrdiff_t)i * stride[inner];
+            if (apart)
+                move_rows(rows, stride[0], stride[inner], n, count, values, false);
+            for (size_t r = 0; r < count; r++) {
+                size_t y = outer == 1 ? o : i + r, z = outer == 1 ? i + r : o;
+                float *row = apart ? values + r * n : rows + (ptrdiff_t)r * stride[inner];
+                size_t x = finish_row(job->tiling, y, z, job->transform, job->factor, total, row);
+                size_t at = x + n * (y + volume[1] * z);
+                if (x < n && at < first_bad)
+                    first_bad = at;
+            }
+            if (apart)
+                move_rows(rows, stride[0], stride[inner], n, count, values, true);
         }
     }
     job->first_bad[part] = first_bad;
@@ -316,12 +342,12 @@ dm_status stitch_finish(const tiling *tiles, strided sum, const intensity_transf
     finish_job job = {tiles, sum, transform, factor, 1, NULL, NULL};
     if (threads > 1)
         job.parts = threads < outer ? threads : (unsigned)outer;
-    job.scratch = array_alloc(job.parts, 2 * volume[0] * sizeof *job.scratch);
+    job.scratch = array_alloc(job.parts, (ROWS + 1) * volume[0] * sizeof *job.scratch);
     job.first_bad = array_alloc(job.parts, sizeof *job.first_bad);
     dm_status status = DM_OK;
     if (!job.scratch || !job.first_bad) {
-        status =
-            error_memory(err, (size_t)job.parts * 2 * volume[0] * sizeof *job.scratch, "stitching");
+        status = error_memory(err, (size_t)job.parts * (ROWS + 1) * volume[0] * sizeof *job.scratch,
+                              "stitching");
         goto done;
     }
     parallel_run(job.parts, finish_part, &job);
