@@ -156,8 +156,8 @@ static void test_same_bytes(void **state)
 static void test_permuted_sum(void **state)
 {
     (void)state;
-    const size_t dim[3] = {13, 9, 10}, tile[3] = {8, 8, 8}, n = 13 * 9 * 10;
-    float volume[13 * 9 * 10], expected[13 * 9 * 10], sum[13 * 9 * 10];
+    const size_t dim[3] = {13, 21, 18}, tile[3] = {8, 8, 8}, n = 13 * 21 * 18;
+    float volume[13 * 21 * 18], expected[13 * 21 * 18], sum[13 * 21 * 18];
     for (size_t i = 0; i < n; i++)
         volume[i] = value_at(i);
     tiling t;
