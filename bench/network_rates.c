@@ -129,7 +129,7 @@ int main(int argc, char **argv)
         return 2;
     }
     bool bf16 = argc > 2 && strcmp(argv[2], "bf16") == 0;
-    unsigned threads = argc > 3 ? (unsigned)atoi(argv[3]) : 1;
+    unsigned threads = argc > 3 && atoi(argv[3]) > 0 ? (unsigned)atoi(argv[3]) : 1;
     double seconds = argc > 5 ? atof(argv[5]) : 3;
     dm_error err = {0};
     dm_model *model = NULL;

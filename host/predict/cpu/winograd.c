@@ -10,6 +10,7 @@
 enum {
     ALIGNMENT = 64,
     POINTS_MAX = 6 * 6 * 6,
+    PANEL_MAX = 32,
     /* Input and product of a block of tiles together. */
     BLOCK_BYTES = 512 * 1024,
     ROWS_MIN = 8,
@@ -155,16 +156,18 @@ static void transform_taps(const size_t m[3], const float *taps, double *points)
     }
 }
 
+/* A panel's outputs side by side, so that what is written lies together. */
 static void pack_weights(const convolution_spec *spec, const size_t m[3], size_t panel, float *to)
 {
     size_t in = spec->in_channels, out = spec->out_channels, n = points_of(m);
-    double points[POINTS_MAX];
-    for (size_t o = 0; o < out; o++)
+    double points[PANEL_MAX][POINTS_MAX];
+    for (size_t first = 0; first < out; first += panel)
         for (size_t i = 0; i < in; i++) {
-            transform_taps(m, spec->weight + (o * in + i) * 27, points);
+            for (size_t o = 0; o < panel; o++)
+                transform_taps(m, spec->weight + ((first + o) * in + i) * 27, points[o]);
             for (size_t p = 0; p < n; p++)
-                to[((p * (out / panel) + o / panel) * in + i) * panel + o % panel] =
-                    (float)points[p];
+                for (size_t o = 0; o < panel; o++)
+                    to[(p * out + first) * in + i * panel + o] = (float)points[o][p];
         }
 }
 
