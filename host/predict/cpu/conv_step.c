@@ -187,7 +187,7 @@ static dm_status create(const plan *p, const plan_step *step, unsigned threads, 
         spec.bias = bias;
     }
     const winograd_kernel *kernel = winograd_best_kernel();
-    int shape = winograd_choose(&spec, kernel);
+    int shape = winograd_choose(&spec, kernel, convolution_gain(spec.type));
     if (status == DM_OK && shape >= 0) {
         conv->pack = false;
         status = winograd_create(&spec, kernel, shape, &conv->winograd, &conv->post_done, err);

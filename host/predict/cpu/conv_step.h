@@ -3,11 +3,10 @@
  * A convolution step round oneDNN's convolution, which takes and gives dense tensors only:
  *
  *   source view --pack--> dense --oneDNN--> dense float32 stage --bias, chain, unfold--> result
- * view
  *
  * or winograd.c's, which reads and writes views itself:
  *
- *   source view --filtering--> result view, or a stage of a few planes --chain--> result view
+ *   source view --filtering--> result, or a stage of a few planes --chain--> result
  *
  * Packing and the stage are left out where nothing needs them. Where each voxel's result depends on
  * its own input voxel only (1x1x1; transposed with kernel = stride, a 1x1x1 convolution to

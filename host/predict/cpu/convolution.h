@@ -59,6 +59,8 @@ dm_status convolution_run(convolution_binding *binding, const void *source, void
                           const void *const *operands, void *scratch, dm_error *err);
 
 const char *convolution_library(void);
+/* Multiplications in this type for one in float32 at the same time. */
+double convolution_gain(element_type type);
 /* True where the CPU has instructions of its own for this type. */
 bool convolution_is_native(element_type type);
 

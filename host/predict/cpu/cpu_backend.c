@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The CPU backend: every worker thread takes windows in turn, gathers one, runs the network on
- * its own core, or shared with others where there are fewer windows than cores, and hands the outputs
- * to the stitcher; the calling thread reports progress. Then the
- * division, the way back to the PET's grid, and the histograms.
+ * The CPU backend: every worker takes windows in turn, gathers one, runs the network on its own
+ * core, or with several where there are fewer windows than cores, and hands the outputs to the
+ * stitcher; the calling thread reports progress. Then the division, the way back to the PET's
+ * grid, and the histograms.
  */
 #include <math.h>
 #include <pthread.h>
@@ -22,9 +22,6 @@
 #include "predict/gather.h"
 #include "predict/stitch.h"
 
-/* Outputs per worker that may wait for their turn to be added: enough that no core idles while one
- * window takes twice as long as the others. */
-#define SLOTS_PER_WORKER 2
 #define PROGRESS_SECONDS 0.1
 /* Share of the progress bar for the network; resampling and histograms have the rest. */
 #define NETWORK_SHARE 0.97
@@ -333,7 +330,7 @@ static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result,
 {
     const predict_job *job = run->job;
     size_t bad[3];
-    size_t slots = (size_t)SLOTS_PER_WORKER * run->state->n_workers;
+    size_t slots = (size_t)STITCH_SLOTS_PER_WORKER * run->state->n_workers;
     dm_status status = stitch_create(job->tiling, sum, slots, &run->stitch, err);
     if (status != DM_OK)
         return status;

@@ -25,6 +25,7 @@ struct network {
     shared_step *steps;
     size_t n_links;
     size_t scratch_bytes, row_floats, channels; /* largest of any step */
+    size_t shared_scratch_bytes;                /* of any step that threads share */
 };
 
 typedef struct bound_step {
@@ -93,8 +94,11 @@ static dm_status prepare(network *net, const plan_step *step, shared_step *share
     if (is_convolution(step)) {
         status = conv_step_create(net->plan, step, net->threads, &shared->conv, err);
         done = shared->conv.post_done;
-        if (shared->conv.scratch_bytes > net->scratch_bytes)
-            net->scratch_bytes = shared->conv.scratch_bytes;
+        size_t bytes = shared->conv.scratch_bytes;
+        if (bytes > net->scratch_bytes)
+            net->scratch_bytes = bytes;
+        if (conv_step_is_shared(&shared->conv) && bytes > net->shared_scratch_bytes)
+            net->shared_scratch_bytes = bytes;
         if (shared->conv.unfold)
             note_size(net, (size_t)step->node->kernel[2] * out->channels);
     }
@@ -174,7 +178,8 @@ const char *network_kernel(const network *net, size_t step)
 /* Where a worker's parts lie in its one piece of memory. */
 typedef struct worker_layout {
     size_t parameters, statistics;
-    size_t members, row, operand, member_bytes; /* from a member's start: scratch, row, operand */
+    /* The first member runs what is not shared as well; from a member's start: row, operand, scratch. */
+    size_t members, operand, scratch, first_bytes, member_bytes;
     size_t bytes;
 } worker_layout;
 
@@ -193,10 +198,14 @@ static worker_layout lay_out(const network *net)
     l.parameters = place(&end, 3 * net->channels * sizeof(float));
     l.statistics = place(&end, 2 * net->channels * sizeof(double));
     l.members = end;
-    place(&l.member_bytes, net->scratch_bytes);
-    l.row = place(&l.member_bytes, net->row_floats * sizeof(float));
-    l.operand = place(&l.member_bytes, net->row_floats * sizeof(float));
-    l.bytes = end + net->threads * l.member_bytes;
+    size_t part = 0;
+    place(&part, net->row_floats * sizeof(float));
+    l.operand = place(&part, net->row_floats * sizeof(float));
+    l.scratch = part;
+    l.first_bytes = l.member_bytes = part;
+    place(&l.first_bytes, net->scratch_bytes);
+    place(&l.member_bytes, net->shared_scratch_bytes);
+    l.bytes = end + l.first_bytes + (net->threads - 1) * l.member_bytes;
     return l;
 }
 
@@ -268,7 +277,8 @@ static dm_status allocate(worker *w, dm_error *err)
 {
     const network *net = w->network;
     worker_layout l = lay_out(net);
-    w->memory = array_zero(l.bytes, 1);
+    /* Not cleared: the threads that first write it touch its pages, side by side. */
+    w->memory = array_alloc(l.bytes, 1);
     w->links = array_zero(net->n_links + 1, sizeof *w->links);
     w->steps = array_zero(net->plan->n_steps + 1, sizeof *w->steps);
     w->members = array_zero(net->threads, sizeof *w->members);
@@ -281,12 +291,15 @@ static dm_status allocate(worker *w, dm_error *err)
     w->norm.shift = w->norm.scale + net->channels;
     for (unsigned i = 0; i < net->threads; i++) {
         member *m = &w->members[i];
-        m->scratch = w->memory + l.members + i * l.member_bytes;
+        unsigned char *start = w->memory + l.members;
+        if (i > 0)
+            start += l.first_bytes + (i - 1) * l.member_bytes;
+        m->scratch = start + l.scratch;
         m->buffers = (step_buffers){.share = i,
                                     .shares = net->threads,
                                     .row_floats = net->row_floats,
-                                    .row = (float *)(m->scratch + l.row),
-                                    .operand = (float *)(m->scratch + l.operand)};
+                                    .row = (float *)start,
+                                    .operand = (float *)(start + l.operand)};
         m->convs = array_zero(net->plan->n_steps + 1, sizeof *m->convs);
         if (!m->convs)
             return error_memory(err, net->plan->n_steps * sizeof *m->convs, "a worker's steps");

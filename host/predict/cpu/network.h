@@ -16,7 +16,8 @@
 #include "model/plan.h"
 
 /* Primitives and packed weights of a plan; shared by all workers, read-only. threads: that share
- * each window, at least 1. The plan must outlive it. Errors: UNSUPPORTED where the CPU or oneDNN cannot do the plan's element type. */
+ * each window, at least 1. The plan must outlive it. Errors: UNSUPPORTED where the CPU or oneDNN
+ * cannot do the plan's element type. */
 typedef struct network network;
 dm_status network_create(const plan *plan, unsigned threads, network **network, dm_error *err);
 void network_free(network *network);

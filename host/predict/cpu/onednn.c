@@ -4,9 +4,9 @@
  * opaque, operation descriptors went; the section "Versions" hides that.
  *
  * The number of threads is fixed when a primitive is made, from OpenMP's setting; when it runs, the
- * setting of the thread that calls has to agree. Both are made so for the time of the call. Weights are packed once into the layout the
- * kernel asks for. Scratchpads are the user's, which makes primitives safe to run from several
- * threads.
+ * setting of the thread that calls has to agree. Both are made so for the time of the call.
+ * Weights are packed once into the layout the kernel asks for. Scratchpads are the user's, which
+ * makes primitives safe to run from several threads.
  */
 #include "predict/cpu/convolution.h"
 
@@ -637,6 +637,14 @@ const char *convolution_library(void)
 {
     pthread_once(&library_once, describe_library);
     return library_text;
+}
+
+double convolution_gain(element_type type)
+{
+    int isa = (int)dnnl_get_effective_cpu_isa(), amx = (int)dnnl_cpu_isa_avx512_core_amx;
+    if (type == ELEMENT_F32)
+        return 1;
+    return (isa & amx) == amx ? 16 : 2;
 }
 
 bool convolution_is_native(element_type type)

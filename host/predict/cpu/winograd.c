@@ -98,10 +98,10 @@ static double shape_cost(const convolution_spec *spec, const size_t m[3])
     return tiles * (points + transforms) + weights;
 }
 
-int winograd_choose(const convolution_spec *spec, const winograd_kernel *kernel)
+int winograd_choose(const convolution_spec *spec, const winograd_kernel *kernel, double gain)
 {
     int best = -1;
-    double least = direct_cost(spec) * (spec->type == ELEMENT_BF16 ? 0.5 : 1.0);
+    double least = direct_cost(spec) / gain;
     for (int s = 0; s < WINOGRAD_SHAPES && suits(spec, kernel); s++) {
         double cost = shape_cost(spec, winograd_shapes[s]);
         if (cost < least) {

@@ -14,8 +14,8 @@ typedef struct winograd winograd;
 const winograd_kernel *winograd_best_kernel(void);
 /* The index in winograd_shapes of the tile expected to be fastest; -1 where this is no layer for the
  * kernel (another kernel size, stride, dilation or padding; channels that do not fill vectors) or a
- * direct convolution is expected to be faster. */
-int winograd_choose(const convolution_spec *spec, const winograd_kernel *kernel);
+ * direct convolution, with gain multiplications for one of ours, is expected to be faster. */
+int winograd_choose(const convolution_spec *spec, const winograd_kernel *kernel, double gain);
 
 /* Keeps nothing of the spec, which must be one that winograd_choose gives a shape for, if not the
  * same. *post_done as in convolution_create. Errors: MEMORY. */

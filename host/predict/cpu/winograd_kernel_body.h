@@ -5,8 +5,8 @@
  *
  *   y = A^T [ (G g) * (B^T d) ]
  *
- * F(2, 3) is exact at the points 0, 1, -1, infinity; F(4, 3) at 0, +-a, +-b, infinity with a^2 = 1/2
- * and b^2 = 2, which round off ten times less than the usual +-1, +-2 (4x4x4, 32 channels, worst voxel
+ * F(2, 3) has the points 0, 1, -1, infinity; F(4, 3) has 0, +-a, +-b, infinity with a^2 = 1/2 and
+ * b^2 = 2, which round off ten times less than the usual +-1, +-2 (4x4x4, 32 channels, worst voxel
  * 7.5e-7 of the largest against 7.4e-6; relative L2 5e-7, a direct sum in float32 2e-7).
  *
  * So a tile of mz*my*mx outputs costs (mz+2)(my+2)(mx+2) multiplications per pair of channels

@@ -329,29 +329,31 @@ static void test_choice(void **state)
     if (!kernel)
         skip();
     convolution_spec spec = spec_of(&l, NULL, NULL);
-    assert_int_equal(winograd_choose(&spec, kernel), 3);
-    assert_int_equal(winograd_choose(&spec, NULL), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), 3);
+    assert_int_equal(winograd_choose(&spec, NULL, 1), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 2), 3);
+    assert_int_equal(winograd_choose(&spec, kernel, 16), -1);
     spec.in_channels = 1;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     spec.in_channels = 33;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     spec = spec_of(&l, NULL, NULL);
     spec.stride[1] = 2;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     spec = spec_of(&l, NULL, NULL);
     spec.pad_begin[0] = 0;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     spec = spec_of(&l, NULL, NULL);
     spec.dilation[2] = 2;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     spec = spec_of(&l, NULL, NULL);
     spec.groups = 2;
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
     for (int a = 0; a < 3; a++)
         l.dim[a] = 1;
     l.in_channels = l.out_channels = 256;
     spec = spec_of(&l, NULL, NULL);
-    assert_int_equal(winograd_choose(&spec, kernel), -1);
+    assert_int_equal(winograd_choose(&spec, kernel, 1), -1);
 }
 
 int main(void)
