@@ -94,3 +94,13 @@ def versions() -> dict[str, str]:
 def slug(text: str) -> str:
     """Return a name for a file."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def without_folder(arguments: list[str]) -> list[str]:
+    """Arguments without --build: where things were built says nothing about the figures."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--build"):
+            kept.append(argument)
+        skip = argument == "--build"
+    return kept
