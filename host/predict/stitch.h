@@ -13,6 +13,10 @@
 
 typedef struct stitch stitch;
 
+/* Finished windows per worker that may wait for their turn to be added: enough that no core idles
+ * while one window takes twice as long as the others. */
+enum { STITCH_SLOTS_PER_WORKER = 2 };
+
 /* sum: zeros, tiling->volume voxels; borrowed, as is the tiling. slots: finished windows that may
  * be kept until their turn comes; their threads go on meanwhile. */
 dm_status stitch_create(const tiling *tiling, strided sum, size_t slots, stitch **stitch,
