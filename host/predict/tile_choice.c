@@ -3,12 +3,10 @@
 
 #include <math.h>
 
-#include "predict/tiling.h"
+#include "predict/stitch.h"
 
 /* Sizes tried along an axis; more are thinned evenly. */
 #define SIZES_MAX 48
-/* Finished windows per worker that may wait for their turn, as the CPU backend has it. */
-#define SLOTS_PER_WORKER 2
 /* Part of their time that threads which share a window are at work. */
 #define SHARING 0.95
 /* Measured with 5.6 and 22.6 MB of weights, resident, without volumes and workers: the program, and
@@ -32,7 +30,7 @@ double tile_memory(double fixed_bytes, double worker_bytes, double threads_bytes
                    const size_t tile[3], size_t windows, unsigned at_once)
 {
     double window = (double)tile[0] * (double)tile[1] * (double)tile[2] * sizeof(float);
-    double slots = fmin(SLOTS_PER_WORKER * (double)at_once, (double)windows - 1);
+    double slots = fmin(STITCH_SLOTS_PER_WORKER * (double)at_once, (double)windows - 1);
     return fixed_bytes + threads_bytes + window + at_once * (worker_bytes + window + HUGE_PAGE) +
            slots * window;
 }
@@ -162,11 +160,13 @@ static double time_of(size_t windows, unsigned at_once, unsigned threads)
     return ceil((double)windows / at_once) / (each > 1 ? SHARING * each : 1);
 }
 
+/* Of all numbers that leave each window as many threads, the largest is best: those alone are tried,
+ * some two square roots of the threads. */
 unsigned tile_at_once(size_t windows, unsigned threads)
 {
-    unsigned best = 1;
-    for (unsigned n = 2; n <= threads && n <= windows; n++)
-        if (time_of(windows, n, threads) <= time_of(windows, best, threads))
+    unsigned best = windows < threads ? (unsigned)windows : threads;
+    for (unsigned n = best; n > 0; n = threads / (threads / n + 1))
+        if (time_of(windows, n, threads) < time_of(windows, best, threads))
             best = n;
     return best;
 }
