@@ -9,7 +9,7 @@ typedef struct progress {
     const cohort *cohort;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    size_t read, started, predicted, written;
+    size_t read, announced, started, predicted, written;
     bool alone; /* the PET that is predicted has no room for others beside it */
 } progress;
 
@@ -45,14 +45,17 @@ static void *read_all(void *argument)
     return NULL;
 }
 
-/* Starts PET i: with the last one's outputs being written, or, alone, when they are. */
+/* Starts PET i: with the last one's outputs being written, or, alone, when they are. Reading it again
+ * waits until what the first reading left to be announced is no longer in use. */
 static void start(progress *p, size_t i)
 {
     const cohort *c = p->cohort;
     bool alone = !c->has_room(c->context, i);
     wait_for(p, &p->written, alone || i == 0 ? i : i - 1);
-    if (alone)
+    if (alone) {
+        wait_for(p, &p->announced, i + 1);
         c->read_again(c->context, i);
+    }
     pthread_mutex_lock(&p->lock);
     p->alone = alone;
     p->started = i + 1;
@@ -116,6 +119,7 @@ void cohort_run(const cohort *c)
         }
         wait_for(&p, &p.read, i + 1);
         c->announce(c->context, i);
+        raise_count(&p, &p.announced);
         wait_for(&p, &p.predicted, i + 1);
         c->write(c->context, i);
         raise_count(&p, &p.written);

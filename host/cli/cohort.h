@@ -23,10 +23,12 @@ typedef struct cohort {
     /* In another thread. False if `index` must be predicted with no other PET in memory; called
      * after it was read. */
     bool (*has_room)(void *context, size_t index);
-    /* With nothing else in memory `index` may be read again, if it did not fit before. */
+    /* With nothing else in memory, and after announce, `index` may be read again, if it did not fit
+     * before. */
     void (*read_again)(void *context, size_t index);
     void (*predict)(void *context, size_t index);
-    /* In the calling thread: before `index` is predicted, and after. */
+    /* In the calling thread: once `index` is read, beside has_room and predict; and after it is
+     * predicted. */
     void (*announce)(void *context, size_t index);
     void (*write)(void *context, size_t index);
 } cohort;
