@@ -443,13 +443,19 @@ static bool has_room(void *context, size_t index)
     const cohort_item *item = item_of(job, index);
     if (item->status != DM_OK || item->skipped)
         return item->status != DM_ERROR_MEMORY;
-    return dm_predictor_reserve(job->predictor, &item->pet->grid, 2);
+    return dm_predictor_reserve(job->predictor, &item->pet->grid, item->labels, 2);
 }
 
 static void read_again(void *context, size_t index)
 {
-    if (item_of(context, index)->status == DM_ERROR_MEMORY)
-        read_stage(context, index);
+    cohort_job *job = context;
+    const cohort_item *item = item_of(job, index);
+    if (item->status != DM_ERROR_MEMORY)
+        return;
+    read_stage(context, index);
+    /* Alone now: nothing beside it, whatever was reserved for the PET before. */
+    if (item->status == DM_OK && !item->skipped)
+        dm_predictor_reserve(job->predictor, &item->pet->grid, item->labels, 0);
 }
 
 static int show_progress(void *user, double share, const char *stage)

@@ -296,7 +296,8 @@ static double work(const tile_choice *c)
     return (double)c->windows * (double)c->tile[0] * (double)c->tile[1] * (double)c->tile[2];
 }
 
-bool dm_predictor_reserve(dm_predictor *p, const dm_grid *grid, unsigned volumes)
+bool dm_predictor_reserve(dm_predictor *p, const dm_grid *grid, const dm_labels *labels,
+                          unsigned volumes)
 {
     const graph *g = &p->model->graph;
     const dm_volume pet = {.grid = *grid};
@@ -307,16 +308,16 @@ bool dm_predictor_reserve(dm_predictor *p, const dm_grid *grid, unsigned volumes
     if (grid_map_make(grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL, &map, NULL) !=
         DM_OK)
         return false;
-    double without = volume_bytes(p, &pet, NULL, &map);
+    double without = volume_bytes(p, &pet, labels, &map);
     p->volumes_beside = volumes;
     if (is_auto(p)) {
         tile_choice most, reserved;
         const tile_task task = make_task(p, map.dim, without),
-                        less = make_task(p, map.dim, volume_bytes(p, &pet, NULL, &map));
+                        less = make_task(p, map.dim, volume_bytes(p, &pet, labels, &map));
         room = tile_choose(&task, &most) && tile_choose(&less, &reserved) &&
                work(&reserved) <= WORK_TOLERATED * work(&most);
     } else {
-        room = predictor_tile_for(p, &pet, NULL, &map, &window, NULL) == DM_OK;
+        room = predictor_tile_for(p, &pet, labels, &map, &window, NULL) == DM_OK;
     }
     if (!room)
         p->volumes_beside = 0;

@@ -114,6 +114,26 @@ def test_many(tmp_path: Path) -> None:
     assert [json.loads(line)["pet"] for line in result.stdout.splitlines()] == list(map(str, pets))
 
 
+def test_labels_count_where_memory_is_short(tmp_path: Path) -> None:
+    """Neighbours that leave room for a PET, but not for its labels, stay out: none is refused."""
+    pets = [make_pet(tmp_path / f"{i}_pet.nii", i, (60, 60, 60)) for i in range(3)]
+    everywhere = tmp_path / "everywhere.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((60, 60, 60), np.uint8), np.diag([4.0, 4, 4, 1])), everywhere)
+    options = [*SUV_78, "--overlap", "0", "--threads", "1", "--skip-air", "40"]
+    options += [word for _ in pets for word in ("--labels", everywhere)]
+
+    def needed(memory: str, out: Path) -> list[int]:
+        result = dosemap("predict", *pets, *options, "--memory", memory, "--out-dir", out, "--json")
+        assert result.returncode == 0, result.stderr
+        reports = [json.loads(line) for line in result.stdout.splitlines()]
+        return [report["provenance"]["Options"]["MemoryNeeded"] for report in reports]
+
+    volume = 4 * 60**3
+    wide = needed("2G", tmp_path / "wide")
+    alone = wide[0] - 2 * volume
+    assert needed(str(alone + volume // 2), tmp_path / "narrow") == [alone] * 3
+
+
 def peak_of(pets: list[Path], out: Path, memory: str) -> tuple[int, list[int]]:
     command = [BIN, "predict", *pets, *SUV_78, *FAST, "--model", MODEL, "-q", "--out-dir", out]
     # Nearly all is air then: the volumes are what counts.

@@ -358,7 +358,7 @@ static void test_refused_for_a_volume(void **state)
     dm_prediction_free(predict(model, &o, pet, NULL));
     /* Not with two more volumes; reserving them changes nothing then. */
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
-    assert_false(dm_predictor_reserve(p, &pet->grid, 2));
+    assert_false(dm_predictor_reserve(p, &pet->grid, NULL, 2));
     no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
     dm_prediction_free(prediction);
     dm_predictor_free(p);
@@ -386,7 +386,7 @@ static void test_reserve(void **state)
         dm_predict_options o = automatic ? auto_options(400u << 20) : plain_options();
         no_error(dm_predictor_create(model, &o, &p, &err), &err);
         for (unsigned volumes = 0; volumes < 2; volumes++) {
-            assert_true(dm_predictor_reserve(p, &pet->grid, 2 * volumes));
+            assert_true(dm_predictor_reserve(p, &pet->grid, NULL, 2 * volumes));
             no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
             json_t *options = options_of(prediction);
             needed[volumes] = json_integer_value(json_object_get(options, "MemoryNeeded"));
@@ -399,8 +399,8 @@ static void test_reserve(void **state)
     /* Whole volumes would fit, but not beside others: better no others than more work. */
     dm_predict_options o = auto_options(150u << 20);
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
-    assert_true(dm_predictor_reserve(p, &pet->grid, 1));
-    assert_false(dm_predictor_reserve(p, &pet->grid, 6));
+    assert_true(dm_predictor_reserve(p, &pet->grid, NULL, 1));
+    assert_false(dm_predictor_reserve(p, &pet->grid, NULL, 6));
     dm_predictor_free(p);
     dm_volume_free(pet);
     dm_model_free(model);
