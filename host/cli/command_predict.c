@@ -186,6 +186,56 @@ static int output_name(const predict_args *args, const char *pet, char *out, siz
                : -1;
 }
 
+static void fail(dm_error *err, dm_status status, const char *where, const char *what,
+                 const char *remedy)
+{
+    err->status = status;
+    snprintf(err->where, sizeof err->where, "%.511s", where);
+    snprintf(err->what, sizeof err->what, "%.511s", what);
+    snprintf(err->remedy, sizeof err->remedy, "%.511s", remedy);
+}
+
+static dm_status output_paths(const predict_args *args, const char *pet, dm_output_paths *paths,
+                              dm_error *err)
+{
+    char dose[4096];
+    if (output_name(args, pet, dose, sizeof dose) != 0) {
+        fail(err, DM_ERROR_VALUE, pet, "the output's path is too long", "");
+        return err->status;
+    }
+    return dm_output_paths_from(dose, paths, err);
+}
+
+/* Every PET has files of its own. What NAME.nii and NAME.nii.gz would share is all but the dose map:
+ * the sidecar tells them apart. Names that no output can have are reported with their PET. */
+static int check_outputs_differ(const predict_args *args, const string_list *pets)
+{
+    char **sidecars = calloc(pets->count, sizeof *sidecars);
+    int status = -1;
+    if (!sidecars)
+        exit_without_memory();
+    for (size_t i = 0; status < 0 && i < pets->count; i++) {
+        dm_output_paths paths;
+        dm_error unread = {0};
+        if (output_paths(args, pets->items[i], &paths, &unread) != DM_OK)
+            continue;
+        sidecars[i] = strdup(paths.sidecar);
+        if (!sidecars[i])
+            exit_without_memory();
+        for (size_t j = 0; status < 0 && j < i; j++)
+            if (sidecars[j] && strcmp(sidecars[i], sidecars[j]) == 0)
+                status =
+                    usage_error(&command_predict,
+                                "%s and %s would both write %s: rename one of them, or predict "
+                                "them into different folders",
+                                pets->items[j], pets->items[i], sidecars[i]);
+    }
+    for (size_t i = 0; i < pets->count; i++)
+        free(sidecars[i]);
+    free(sidecars);
+    return status;
+}
+
 static int check_operands(const predict_args *args, const string_list *pets)
 {
     if (pets->count == 0)
@@ -200,24 +250,7 @@ static int check_operands(const predict_args *args, const string_list *pets)
     if (args->labels.count > 0 && args->labels.count != pets->count)
         return usage_error(&command_predict, "%zu PETs but --labels given %zu times: once for each",
                            pets->count, args->labels.count);
-    for (size_t i = 0; args->out_dir && i < pets->count; i++)
-        for (size_t j = 0; j < i; j++) {
-            char a[4096], b[4096];
-            if (output_name(args, pets->items[i], a, sizeof a) == 0 &&
-                output_name(args, pets->items[j], b, sizeof b) == 0 && strcmp(a, b) == 0)
-                return usage_error(&command_predict, "%s and %s would both become %s",
-                                   pets->items[j], pets->items[i], a);
-        }
-    return -1;
-}
-
-static void fail(dm_error *err, dm_status status, const char *where, const char *what,
-                 const char *remedy)
-{
-    err->status = status;
-    snprintf(err->where, sizeof err->where, "%.511s", where);
-    snprintf(err->what, sizeof err->what, "%.511s", what);
-    snprintf(err->remedy, sizeof err->remedy, "%.511s", remedy);
+    return args->out_dir ? check_outputs_differ(args, pets) : -1;
 }
 
 static bool same_file(const char *a, const char *b)
@@ -375,13 +408,8 @@ static dm_status read_item(const cohort_job *job, size_t index, cohort_item *ite
 {
     const predict_args *args = job->args;
     dm_error *err = &item->err;
-    char dose[4096];
-    if (output_name(args, item->pet_path, dose, sizeof dose) != 0) {
-        fail(err, DM_ERROR_VALUE, item->pet_path, "the output's path is too long", "");
-        return err->status;
-    }
-    dm_status status = dm_output_paths_from(dose, &item->paths, err);
-    if (status != DM_OK || (status = check_folder(dose, err)) != DM_OK)
+    dm_status status = output_paths(args, item->pet_path, &item->paths, err);
+    if (status != DM_OK || (status = check_folder(item->paths.dose, err)) != DM_OK)
         return status;
     item->skipped = args->resume && is_finished(job, item);
     if (item->skipped)

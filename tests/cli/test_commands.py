@@ -50,7 +50,11 @@ def test_version() -> None:
         (("predict", "a.nii", "-o", "b.nii", "--vx", "5,,6"), "not '5,,6'"),
         (("predict", "a.nii", "-o", "b.nii", "--threads", "0"), "from 1 to"),
         (("predict", "a.nii", "-o", "b.nii", "--nonsense"), "nonsense"),
-        (("predict", "x/a.nii", "y/a.nii", "--out-dir", "z"), "would both become"),
+        (("predict", "x/a.nii", "y/a.nii", "--out-dir", "z"), "would both write z/a_dose.json"),
+        (
+            ("predict", "a_pet.nii", "a_pet.nii.gz", "--out-dir", "z"),
+            "a_pet.nii and a_pet.nii.gz would both write z/a_dose.json: rename one",
+        ),
         (("predict", "a.nii", "-o", "b.nii", "--units", "Bq/mL"), "suv|bqml|kbqml"),
         (("predict", "a.nii", "-o", "b.nii", "--radionuclide", "Xx9"), "'Xx9' is unknown"),
         (("predict", "a.nii", "-o", "b.nii", "--activity", "7400"), "--activity GBQ wants"),
