@@ -6,19 +6,26 @@
 
 #include "cli/json_work.h"
 
+/* JSON has no form for a path that is not UTF-8. */
+static json_t *path_or_null(const char *path)
+{
+    json_t *value = json_string(path);
+    return value ? value : json_null();
+}
+
 void report_json(const char *pet, const dm_output_paths *paths, const dm_prediction *prediction)
 {
     json_t *object = json_object();
-    json_object_set_new(object, "pet", json_string(pet));
-    json_object_set_new(object, "dose", json_string(paths->dose));
-    json_object_set_new(object, "sidecar", json_string(paths->sidecar));
+    json_object_set_new(object, "pet", path_or_null(pet));
+    json_object_set_new(object, "dose", path_or_null(paths->dose));
+    json_object_set_new(object, "sidecar", path_or_null(paths->sidecar));
     const dm_dvh *dvh = dm_prediction_dvh(prediction);
     char *organs = NULL;
     if (dvh) {
         if (dm_dvh_json(dvh, &organs, NULL) != DM_OK)
             exit_without_memory();
-        json_object_set_new(object, "dvh", json_string(paths->dvh));
-        json_object_set_new(object, "organs", json_string(paths->organs));
+        json_object_set_new(object, "dvh", path_or_null(paths->dvh));
+        json_object_set_new(object, "organs", path_or_null(paths->organs));
         json_object_set_new(object, "structures", json_loads(organs, 0, NULL));
         dm_string_free(organs);
     }

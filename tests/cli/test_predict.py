@@ -2,6 +2,7 @@
 """dosemap predict on small volumes: results, files, sidecar, repeatability."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -112,6 +113,17 @@ def test_cohort_with_one_bad_patient(pet: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
         "sub-1_dose.json", "sub-1_dose.nii.gz", "sub-3_dose.json", "sub-3_dose.nii.gz"
     ]  # fmt: skip
+
+
+def test_json_of_a_path_that_is_not_utf8(pet: Path, labels: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    result = dosemap("predict", pet, *SUV_78, *QUICK, "-l", labels, "--out-dir", folder, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["pet"] == str(pet)
+    for name in ("dose", "sidecar", "dvh", "organs"):
+        assert report[name] is None, name
+    assert (folder / "sub-1_dose.nii.gz").exists()
 
 
 def test_resume_skips_the_finished_and_redoes_the_damaged(pet: Path, tmp_path: Path) -> None:
