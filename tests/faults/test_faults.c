@@ -42,13 +42,15 @@ typedef struct folder_state {
     file_state files[MAX_FILES];
 } folder_state;
 
-/* A sidecar without its times and the memory that was free. */
+/* A sidecar without its times, the memory that was free, and the memory needed: less for a PET of a
+ * cohort that a shortage left alone. */
 static uint64_t sidecar_hash(const char *path)
 {
     json_error_t error;
     json_t *root = json_load_file(path, 0, &error);
     json_object_del(root, "Seconds");
     json_object_del(json_object_get(root, "Options"), "MemoryLimit");
+    json_object_del(json_object_get(root, "Options"), "MemoryNeeded");
     char *text = json_dumps(root, JSON_COMPACT);
     uint64_t hash = text ? XXH64(text, strlen(text), 0) : 1;
     free(text);
