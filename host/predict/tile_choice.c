@@ -2,7 +2,10 @@
 #include "predict/tile_choice.h"
 
 #include <math.h>
+#include <string.h>
 
+#include "predict/cpu/cpu_info.h"
+#include "predict/cpu/winograd.h"
 #include "predict/stitch.h"
 
 /* Sizes tried along an axis; more are thinned evenly. */
@@ -13,13 +16,11 @@
  * the weights in float32 as read, folded, and while they are packed. */
 #define PROGRAM_BYTES (30.0 * 1048576)
 #define WEIGHT_COPIES 2.5
-/* What minimal filtering makes of 27 taps, at most: blocks of 4x4x4 voxels, and of 2x2x2 in small
- * layers; and of 8 voxels' channels at a time. */
-#define LARGE_BLOCK_POINTS 216.0
-#define SMALL_BLOCK_POINTS 64.0
-#define LARGE_LAYER_VOXELS 512.0
+/* Minimal filtering takes as many tiles at a time as keep in cache (below), but at least these. */
 #define BLOCK_ROWS 8.0
-/* Rows of the other steps, and buffers of a fixed size. */
+/* Links that the library's convolutions take, at most. */
+#define LIBRARY_MAX_POST 8
+/* Rows of the other steps, and pieces and blocks that are cut to stay in cache. */
 #define THREAD_EXTRA_BYTES (768.0 * 1024)
 /* Large arrays begin at one and end in one. */
 #define HUGE_PAGE (2.0 * 1048576)
@@ -46,45 +47,123 @@ static bool is_dense(const plan_tensor *t)
     return t->pitch == t->channels;
 }
 
-/* Links that a library's convolution does not take over. */
-static bool has_other_links(const plan_step *step)
+/* The tile of minimal filtering, z, y, x; NULL where the library does the convolution. */
+static const size_t *filtering_tile(const plan *p, const plan_step *step)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    convolution_spec spec = {
+        .in_channels = in->channels, .out_channels = out->channels, .type = p->options.type};
+    if (step->kind != STEP_CONV)
+        return NULL;
+    spec.groups = (size_t)step->node->groups;
+    for (int a = 0; a < 3; a++) {
+        spec.in[a] = in->dim[a];
+        spec.out[a] = out->dim[a];
+        spec.kernel[a] = (size_t)step->node->kernel[a];
+        spec.stride[a] = (size_t)step->node->stride[a];
+        spec.dilation[a] = (size_t)step->node->dilation[a];
+        spec.pad_begin[a] = (size_t)step->node->pad_begin[a];
+    }
+    int shape = winograd_choose(&spec, winograd_best_kernel(), convolution_gain(spec.type));
+    return shape < 0 ? NULL : winograd_shapes[shape];
+}
+
+static double points_of(const size_t tile[3])
+{
+    return (double)((tile[0] + 2) * (tile[1] + 2) * (tile[2] + 2));
+}
+
+/* Below AVX-512, many of the library's kernels cannot add a tensor. */
+static bool library_adds(void)
+{
+    return cpu_has(CPU_AVX512F);
+}
+
+static bool is_done_by_convolution(const plan *p, const plan_step *step, const chain_link *link,
+                                   bool filtered)
+{
+    const plan_tensor *out = &p->tensors[step->out];
+    if (link->op == CHAIN_ADD_TENSOR) {
+        const plan_tensor *t = &p->tensors[link->tensor];
+        return (filtered || library_adds()) && is_dense(t) && t->channels == out->channels &&
+               memcmp(t->dim, out->dim, sizeof t->dim) == 0;
+    }
+    if (link->op == CHAIN_PRELU) {
+        for (size_t c = 1; c < out->channels; c++)
+            if (link->scale[c] < link->scale[0] || link->scale[c] > link->scale[0])
+                return false;
+        return true;
+    }
+    return link->op == CHAIN_RELU || link->op == CHAIN_LEAKY_RELU;
+}
+
+/* Links that a convolution leaves to be applied to a float32 copy of its result. */
+static bool has_other_links(const plan *p, const plan_step *step, bool filtered)
 {
     for (size_t i = 0; i < step->n_chain; i++)
-        if (step->chain[i].op != CHAIN_RELU && step->chain[i].op != CHAIN_LEAKY_RELU &&
-            step->chain[i].op != CHAIN_ADD_TENSOR)
+        if (!is_done_by_convolution(p, step, &step->chain[i], filtered))
             return true;
+    return step->n_chain > (filtered ? WINOGRAD_MAX_POST : LIBRARY_MAX_POST);
+}
+
+/* Sums that the library may turn out to refuse in a voxelwise convolution. */
+static bool has_doubtful_sum(const plan *p, const plan_step *step)
+{
+    for (size_t i = 0; i < step->n_chain; i++) {
+        const chain_link *link = &step->chain[i];
+        if (link->op == CHAIN_ADD_TENSOR &&
+            (!library_adds() || (p->options.type != ELEMENT_F32 &&
+                                 p->tensors[link->tensor].offset != p->tensors[step->out].offset)))
+            return true;
+    }
     return false;
 }
 
-static bool is_3x3x3(const graph_node *node)
+/* Copies round the library's convolutions, which take dense tensors and give dense ones. */
+static bool is_packed(const plan *p, const plan_tensor *in)
 {
-    for (int a = 0; a < 3; a++)
-        if (node->kernel[a] != 3 || node->stride[a] != 1 || node->dilation[a] != 1)
-            return false;
-    return node->groups == 1;
+    return !is_dense(in) || in->type != p->options.type;
 }
 
-/* One plane of the input, with all that each voxel becomes. */
-static double plane_bytes(const plan_step *step, const plan_tensor *in, const plan_tensor *out)
+static bool is_staged(const plan *p, const plan_step *step)
 {
-    double made = (double)out->channels;
-    if (step->kind == STEP_CONV_TRANSPOSE)
-        for (int a = 0; a < 3; a++)
-            made *= step->node->kernel[a];
-    return (double)in->dim[1] * (double)in->dim[2] * ((double)in->channels + made) * sizeof(float);
+    if (step->kind == STEP_CONV_TRANSPOSE && !conv_is_voxelwise(step->node) &&
+        (step->bias || step->n_chain > 0))
+        return true;
+    return !is_dense(&p->tensors[step->out]) || has_other_links(p, step, false);
 }
 
-/* Convolutions take dense tensors and give dense float32 ones; others are copied. */
-static double copy_bytes(const plan *p, const plan_step *step)
+/* The library's convolutions by matrix products, below AVX2 and for transposed ones below AVX-512,
+ * spread the taps of a plane, or of the whole source, and add up in a copy of the result. */
+static double spread_bytes(const plan *p, const plan_step *step)
 {
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     bool transposed = step->kind == STEP_CONV_TRANSPOSE;
-    double bytes = 0;
-    if ((!transposed && step->kind != STEP_CONV) || conv_is_voxelwise(step->node))
+    double taps = sizeof(float);
+    if (cpu_has(transposed ? CPU_AVX512F : CPU_AVX2))
         return 0;
-    if (!is_dense(in) || in->type != p->options.type)
+    for (int a = 0; a < 3; a++)
+        taps *= step->node->kernel[a];
+    if (transposed)
+        return taps * (double)out->channels * tensor_bytes(in, 1) / (double)in->channels;
+    return taps * (double)in->channels * (double)out->dim[1] * (double)out->dim[2] +
+           2 * tensor_bytes(out, sizeof(float));
+}
+
+/* Voxelwise convolutions have copies of a few planes, but of all if the library refuses a sum. */
+static double copy_bytes(const plan *p, const plan_step *step)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    if ((step->kind != STEP_CONV_TRANSPOSE && step->kind != STEP_CONV) || filtering_tile(p, step))
+        return 0;
+    if (conv_is_voxelwise(step->node))
+        return step->kind == STEP_CONV && has_doubtful_sum(p, step)
+                   ? tensor_bytes(out, sizeof(float))
+                   : 0;
+    double bytes = spread_bytes(p, step);
+    if (is_packed(p, in))
         bytes += tensor_bytes(in, element_size(p->options.type));
-    if (!is_dense(out) || transposed || has_other_links(step))
+    if (is_staged(p, step))
         bytes += tensor_bytes(out, sizeof(float));
     return bytes;
 }
@@ -97,18 +176,39 @@ double tile_worker_bytes(const plan *p)
     return (double)p->arena_bytes + copies;
 }
 
+/* One plane of the input, with all that each voxel becomes, as far as they are copied. */
+static double plane_bytes(const plan *p, const plan_step *step)
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    bool transposed = step->kind == STEP_CONV_TRANSPOSE;
+    double made = transposed || is_staged(p, step) || has_doubtful_sum(p, step) ? sizeof(float) : 0;
+    double bytes =
+        is_packed(p, in) ? (double)in->channels * (double)element_size(p->options.type) : 0;
+    for (int a = 0; a < 3 && transposed; a++)
+        made *= step->node->kernel[a];
+    return (double)in->dim[1] * (double)in->dim[2] * (bytes + made * (double)out->channels);
+}
+
+/* A block of tiles, and some planes of the result where that is not final. */
+static double filtering_bytes(const plan *p, const plan_step *step, const size_t tile[3])
+{
+    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
+    double bytes = points_of(tile) * BLOCK_ROWS * sizeof(float) *
+                   ((double)in->channels + (double)out->channels);
+    if (has_other_links(p, step, true))
+        bytes += (double)tile[0] * tensor_bytes(out, sizeof(float)) / (double)out->dim[0];
+    return bytes;
+}
+
 /* Those that work voxel by voxel do it some planes at a time. */
 static double block_bytes(const plan *p, const plan_step *step)
 {
-    const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     if (step->kind != STEP_CONV && step->kind != STEP_CONV_TRANSPOSE)
         return 0;
     if (conv_is_voxelwise(step->node))
-        return plane_bytes(step, in, out);
-    if (is_3x3x3(step->node))
-        return LARGE_BLOCK_POINTS * BLOCK_ROWS * sizeof(float) *
-               ((double)in->channels + (double)out->channels);
-    return 0;
+        return plane_bytes(p, step);
+    const size_t *tile = filtering_tile(p, step);
+    return tile ? filtering_bytes(p, step, tile) : 0;
 }
 
 double tile_thread_bytes(const plan *p)
@@ -124,12 +224,8 @@ double tile_program_bytes(const plan *p)
     double to_float = (double)sizeof(float) / (double)element_size(p->options.type), packed = 0;
     for (size_t s = 0; s < p->n_steps; s++) {
         const plan_step *step = &p->steps[s];
-        bool large =
-            tensor_bytes(&p->tensors[step->out], 1) / (double)p->tensors[step->out].channels >=
-            LARGE_LAYER_VOXELS;
-        double copies = 1;
-        if (step->kind == STEP_CONV && is_3x3x3(step->node))
-            copies = (large ? LARGE_BLOCK_POINTS : SMALL_BLOCK_POINTS) / 27;
+        const size_t *tile = filtering_tile(p, step);
+        double copies = tile ? points_of(tile) / 27 : 1;
         packed += copies * step->weight_bytes * to_float;
     }
     return PROGRAM_BYTES + WEIGHT_COPIES * p->weight_bytes * to_float + packed;
@@ -156,7 +252,7 @@ static size_t list_sizes(const tile_task *task, int axis, size_t sizes[SIZES_MAX
 /* In windows on one thread. */
 static double time_of(size_t windows, unsigned at_once, unsigned threads)
 {
-    unsigned each = threads / at_once;
+    unsigned each = threads / (at_once > 0 ? at_once : 1);
     return ceil((double)windows / at_once) / (each > 1 ? SHARING * each : 1);
 }
 
@@ -168,7 +264,7 @@ unsigned tile_at_once(size_t windows, unsigned threads)
     for (unsigned n = best; n > 0; n = threads / (threads / n + 1))
         if (time_of(windows, n, threads) < time_of(windows, best, threads))
             best = n;
-    return best;
+    return best > 0 ? best : 1;
 }
 
 /* One share for all axes that are cut. */
