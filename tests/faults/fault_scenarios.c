@@ -349,6 +349,15 @@ static void run_cohort_command(scenario_outcome *outcome)
                 outcome);
 }
 
+static void run_folder_command(scenario_outcome *outcome)
+{
+    run_command("dosemap predict in/other.nii.zst --out-dir out/one/doses --model "
+                "in/resampled.safetensors.zst --label-names in/names.json --labels "
+                "in/labels.nii.gz --resample-labels --tile whole --force-tile --threads 2 "
+                "--precision float32",
+                outcome);
+}
+
 static void run_resume_command(scenario_outcome *outcome)
 {
     run_command("dosemap predict in/pet.nii.gz -o out/dose.nii.gz --model "
@@ -398,7 +407,8 @@ const scenario scenarios[] = {
     {"describe", .run = run_describe},
     {"doctor", run_doctor, .reports_files = true},
     {"dosemap predict", .run = run_predict_command, .command_line = true},
-    {"dosemap predict --out-dir", run_cohort_command, .command_line = true},
+    {"dosemap predict --out-dir", run_folder_command, .command_line = true},
+    {"dosemap predict, two PETs", run_cohort_command, .command_line = true, .files_only = true},
     {"dosemap predict --resume", run_resume_command, run_resume_command, .command_line = true,
      .may_do_again = true},
     {"dosemap dvh", run_dvh_command, run_predict_before_dvh, .command_line = true},

@@ -23,7 +23,9 @@ typedef struct scenario {
     bool command_line;
     bool all_or_nothing; /* of several outputs none stays behind after a failure */
     bool reports_files;  /* what it says depends on which files can be read */
-    bool may_do_again;   /* a finished job is done once more where it cannot be told finished */
+    bool files_only;   /* short memory may end the program while its threads are at work, and a test
+                            cannot come back from that */
+    bool may_do_again; /* a finished job is done once more where it cannot be told finished */
 } scenario;
 
 extern const scenario scenarios[]; /* ends with a NULL name */

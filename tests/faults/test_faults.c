@@ -390,7 +390,8 @@ static void run_all(const arguments *args, tally *all)
     fault_kind first = args->memory ? FAULT_ALLOCATION : FAULT_IO;
     fault_kind last = args->memory ? FAULT_ALLOCATION : FAULT_IO_AGAIN;
     for (const scenario *s = scenarios; s->name; s++) {
-        if (args->scenario && strcmp(args->scenario, s->name) != 0)
+        if ((args->scenario && strcmp(args->scenario, s->name) != 0) ||
+            (args->memory && s->files_only))
             continue;
         if (args->point > 0)
             run_single(s, first, args->point);
