@@ -11,6 +11,7 @@
 #define DOSEMAP_MODEL_GRAPH_H
 
 #include "dosemap.h"
+#include "kernels/types.h"
 
 typedef enum op_kind {
     OP_CONV,
@@ -89,25 +90,6 @@ typedef struct graph_node {
     int slice_begin[3], slice_end[3], slice_step[3];
     int channel_begin, channel_end, channel_step;
 } graph_node;
-
-/* One step of an input's or output's intensity transform, y = f(x). */
-typedef enum intensity_kind {
-    INTENSITY_SCALE,
-    INTENSITY_CLIP,
-    INTENSITY_LOG1P,
-    INTENSITY_EXPM1,
-    INTENSITY_SQRT,
-    INTENSITY_SQUARE
-} intensity_kind;
-typedef struct intensity_step {
-    intensity_kind kind;
-    float a, b; /* SCALE: a*x + b; CLIP: to [a, b]; others unused */
-} intensity_step;
-#define INTENSITY_MAX_STEPS 8
-typedef struct intensity_transform {
-    size_t n;
-    intensity_step step[INTENSITY_MAX_STEPS];
-} intensity_transform;
 
 typedef struct graph_port {
     int value;

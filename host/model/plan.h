@@ -12,7 +12,6 @@
 
 #include "model/graph.h"
 
-typedef enum element_type { ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16 } element_type;
 size_t element_size(element_type type);
 
 typedef struct plan_tensor {
@@ -27,24 +26,7 @@ typedef struct plan_tensor {
     size_t buffer_bytes; /* of the whole buffer, per sample, a multiple of 64 */
 } plan_tensor;
 
-/* One pointwise operation on the running value v of a step's chain. */
-typedef enum chain_op {
-    CHAIN_ADD_TENSOR,  /* v + t */
-    CHAIN_MUL_TENSOR,  /* v * t */
-    CHAIN_SUB_TENSOR,  /* v - t */
-    CHAIN_RSUB_TENSOR, /* t - v */
-    CHAIN_AFFINE,      /* scale[c]*v + shift[c] */
-    CHAIN_RELU,
-    CHAIN_LEAKY_RELU, /* alpha */
-    CHAIN_PRELU,      /* scale[c] as slope */
-    CHAIN_ELU,        /* alpha */
-    CHAIN_GELU,
-    CHAIN_GELU_TANH,
-    CHAIN_SIGMOID,
-    CHAIN_TANH,
-    CHAIN_SOFTPLUS
-} chain_op;
-
+/* One pointwise operation on the running value of a step. */
 typedef struct chain_link {
     chain_op op;
     int tensor; /* for *_TENSOR: same size as the result, or 1 channel and/or 1x1x1 voxels,

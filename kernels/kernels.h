@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The CUDA kernels as C functions. Every launcher is asynchronous on `stream` and returns what the
+ * launch returned; nothing is launched for zero samples or voxels. Pointers are device pointers
+ * unless they say host; structures are host structures that are copied into the launch.
+ *
+ * N samples; D, H, W (z, y, x) voxels; C channels. Element (n, z, y, x, c) of a tensor is
+ * data[n*sample + ((z*H + y)*W + x)*pitch + c].
+ */
+#ifndef DOSEMAP_KERNELS_KERNELS_H
+#define DOSEMAP_KERNELS_KERNELS_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Tensors -------------------------------------------------------------------------------- */
+
+typedef struct device_tensor {
+    void *data;           /* channel 0 of voxel 0 of sample 0 */
+    size_t sample, pitch; /* elements from one sample, one voxel, to the next */
+    unsigned channels;
+    unsigned dim[3]; /* z, y, x */
+    element_type type;
+} device_tensor;
+
+/* A tensor that a chain reads; steps of 0 broadcast it. */
+typedef struct device_operand {
+    const void *data;
+    size_t sample, z, y, x, c; /* elements from one to the next */
+    element_type type;
+} device_operand;
+
+typedef struct device_link {
+    chain_op op;
+    float alpha;
+    const float *scale, *shift; /* per channel; AFFINE: NULL counts as 1 and 0 */
+    device_operand operand;     /* *_TENSOR */
+} device_link;
+
+/* Longer chains are continued by kernel_pointwise. */
+#define DEVICE_MAX_LINKS 6
+
+typedef struct device_epilogue {
+    const float *bias; /* per channel of the result, NULL for none */
+    unsigned n;
+    device_link link[DEVICE_MAX_LINKS];
+} device_epilogue;
+
+/* ---- Pointwise (pointwise.cu) --------------------------------------------------------------- */
+
+/* out = epilogue(in), also with another element type or pitch; in may be out. Both have the same
+ * size. */
+cudaError_t kernel_pointwise(const device_tensor *in, const device_tensor *out, unsigned samples,
+                             const device_epilogue *epilogue, cudaStream_t stream);
+
+/* ---- Normalisation (normalise.cu) ----------------------------------------------------------- */
+
+/* Mean and 1/sqrt(variance + epsilon) of each sample and group of channels/groups channels, by
+ * Welford or two passes: statistics[samples][groups][2], float32. workspace: normalise_workspace
+ * bytes. The same bytes whatever the device does first. */
+size_t normalise_workspace(const device_tensor *in, unsigned samples, unsigned groups);
+cudaError_t kernel_normalise_statistics(const device_tensor *in, unsigned samples, unsigned groups,
+                                        float epsilon, float *statistics, void *workspace,
+                                        cudaStream_t stream);
+/* out = epilogue((in - mean) * inverse deviation * scale[c] + shift[c]); scale, shift may be NULL.
+ */
+cudaError_t kernel_normalise_apply(const device_tensor *in, const device_tensor *out,
+                                   unsigned samples, unsigned groups, const float *statistics,
+                                   const float *scale, const float *shift,
+                                   const device_epilogue *epilogue, cudaStream_t stream);
+/* out (1x1x1) = epilogue(mean over all voxels), from statistics with groups = channels. */
+cudaError_t kernel_global_average(const float *statistics, const device_tensor *out,
+                                  unsigned samples, const device_epilogue *epilogue,
+                                  cudaStream_t stream);
+
+/* ---- Pooling (pool.cu) ---------------------------------------------------------------------- */
+
+typedef struct device_pool {
+    int kernel[3], stride[3], dilation[3], pad_begin[3], pad_end[3];
+    bool maximum, count_include_pad;
+} device_pool;
+cudaError_t kernel_pool(const device_pool *pool, const device_tensor *in, const device_tensor *out,
+                        unsigned samples, const device_epilogue *epilogue, cudaStream_t stream);
+
+/* ---- Moving voxels (move_voxels.cu) --------------------------------------------------------- */
+
+/* How one axis of the result falls onto the input: result i is
+ * in[low[i]] + weight[i]*(in[high[i]] - in[low[i]]), or `fill` where low[i] is -1. */
+typedef struct device_axis_map {
+    const int *low, *high;
+    const float *weight;
+} device_axis_map;
+
+/* Pad, slice, nearest resize: channel c of the result is channel channel_begin + c*channel_step of
+ * one voxel of the input, low of each axis (z, y, x), or fill. */
+cudaError_t kernel_take_voxels(const device_axis_map axis[3], unsigned channel_begin,
+                               unsigned channel_step, float fill, const device_tensor *in,
+                               const device_tensor *out, unsigned samples,
+                               const device_epilogue *epilogue, cudaStream_t stream);
+/* Linear resize. */
+cudaError_t kernel_interpolate(const device_axis_map axis[3], const device_tensor *in,
+                               const device_tensor *out, unsigned samples,
+                               const device_epilogue *epilogue, cudaStream_t stream);
+
+/* ---- Convolutions --------------------------------------------------------------------------- */
+
+/* weight: (O, kz, ky, kx, I/groups) in the input's element type, for direct and transposed
+ * convolutions alike. What lies beyond the input counts as zero; padding at the end follows from
+ * the result's size. */
+typedef struct device_convolution {
+    int kernel[3], stride[3], dilation[3], pad_begin[3];
+    unsigned groups;
+    bool transposed;
+    bool tf32; /* float32 products may be rounded to TF32 */
+    const void *weight;
+} device_convolution;
+
+/* Any case, on CUDA cores, summed in float32 in the order kz, ky, kx, channel (convolution.cu). */
+cudaError_t kernel_convolution(const device_convolution *convolution, const device_tensor *in,
+                               const device_tensor *out, unsigned samples,
+                               const device_epilogue *epilogue, cudaStream_t stream);
+
+/* Implicit GEMM on tensor cores (convolution_tensor_core.cu): not transposed, one group, input
+ * channels a multiple of 16 and output channels of 16, bf16, fp16, or float32 with tf32. */
+bool convolution_tensor_core_takes(const device_convolution *convolution, const device_tensor *in,
+                                   const device_tensor *out);
+cudaError_t kernel_convolution_tensor_core(const device_convolution *convolution,
+                                           const device_tensor *in, const device_tensor *out,
+                                           unsigned samples, const device_epilogue *epilogue,
+                                           cudaStream_t stream);
+
+/* First layer: at most 4 input channels, one group, not transposed (convolution_first.cu). */
+bool convolution_first_takes(const device_convolution *convolution, const device_tensor *in,
+                             const device_tensor *out);
+cudaError_t kernel_convolution_first(const device_convolution *convolution, const device_tensor *in,
+                                     const device_tensor *out, unsigned samples,
+                                     const device_epilogue *epilogue, cudaStream_t stream);
+
+/* Second half of a transposed convolution whose kernel is its stride (unfold.cu): `blocks` holds
+ * for each input voxel the kernel's voxels [kz][ky][kx][channels of out]; each becomes a voxel of
+ * out. */
+cudaError_t kernel_unfold(const int kernel[3], const device_tensor *blocks,
+                          const device_tensor *out, unsigned samples,
+                          const device_epilogue *epilogue, cudaStream_t stream);
+
+/* Attention gate (Oktay et al. 2018), additive, on one grid (attention_gate.cu):
+ * a = relu(coarse_weight coarse + skip_weight skip + bias), s = sigmoid(psi a + psi_bias),
+ * out = skip * s. Weights (O, I) in the tensors' element type, bias (the sum of both) float32; psi
+ * (O) in the element type. Intermediates are rounded to the element type where separate steps would
+ * store them. */
+typedef struct device_gate {
+    const void *coarse_weight, *skip_weight, *psi_weight;
+    const float *coarse_bias, *skip_bias, *psi_bias; /* NULL for none; psi_bias is one value */
+    unsigned inner;                                  /* channels of a */
+} device_gate;
+bool attention_gate_takes(const device_gate *gate, const device_tensor *coarse,
+                          const device_tensor *skip, const device_tensor *out);
+cudaError_t kernel_attention_gate(const device_gate *gate, const device_tensor *coarse,
+                                  const device_tensor *skip, const device_tensor *out,
+                                  unsigned samples, cudaStream_t stream);
+
+/* ---- Volumes -------------------------------------------------------------------------------- */
+
+/* A box of a volume seen along the model's axes x, y, z: voxel i (of the whole volume) with
+ * begin <= i < begin + dim lies at data[sum (i - begin)*stride]. Strides of flipped axes are
+ * negative. */
+typedef struct device_volume {
+    float *data;
+    ptrdiff_t stride[3];
+    size_t begin[3], dim[3];
+} device_volume;
+
+/* Target index t takes sum over k < count[t] of weight[offset[t] + k] * source[first[t] + k]. */
+typedef struct device_axis_table {
+    const unsigned *first, *count, *offset;
+    const float *weight;
+} device_axis_table;
+
+/* predict/tiling.h on the device; x, y, z. */
+typedef struct device_tiling {
+    size_t volume[3], tile[3], pad_before[3];
+    unsigned n[3];
+    const unsigned *start[3];
+    const float *importance;
+} device_tiling;
+
+/* Where the windows of a batch are: `samples` window numbers; NO_WINDOW for an unused place, whose
+ * input is zeros and whose output is not added. */
+#define NO_WINDOW 0xffffffffu
+
+/* The first fault in the order of windows and, within one, of z, y, x: window * voxels of a tile +
+ * voxel in the tile. NO_FAULT before the first launch. */
+#define NO_FAULT UINT64_MAX
+
+typedef struct device_gather {
+    device_volume source; /* of the PET's voxels, in the model's axes */
+    bool exact;           /* no resampling: the tables are not read */
+    device_axis_table table[3];
+    bool nan_to_zero;
+    float factor;
+    intensity_transform intensity;
+    device_tiling tiling;
+} device_gather;
+
+/* maximum[i] = largest input quantity (before the intensity transform) of window windows[i], NaN
+ * ignored, -infinity if there is none (gather.cu). */
+cudaError_t kernel_window_maximum(const device_gather *gather, const unsigned *windows,
+                                  unsigned samples, float *maximum, cudaStream_t stream);
+/* out: (samples, tile z, y, x, 1) dense. fault: where the transform has no finite value. */
+cudaError_t kernel_gather(const device_gather *gather, const unsigned *windows, unsigned samples,
+                          const device_tensor *out, unsigned long long *fault, cudaStream_t stream);
+
+/* sum += importance * output of each window, in the order of the batch, which ascends (stitch.cu).
+ * sum: the model grid, or the box of it that the batch touches; what lies outside the box is left
+ * out. fault: an output that is not finite. output: (samples, tile z, y, x, 1). */
+cudaError_t kernel_stitch(const device_tiling *tiling, const unsigned *windows, unsigned samples,
+                          const device_tensor *output, const device_volume *sum,
+                          unsigned long long *fault, cudaStream_t stream);
+/* The same, fused with the network's last convolution (one output channel, stride 1, in's size) and
+ * its chain, which has no tensors. */
+bool head_stitch_takes(const device_convolution *head, const device_tensor *in,
+                       const device_epilogue *epilogue);
+cudaError_t kernel_head_stitch(const device_convolution *head, const device_tensor *in,
+                               const device_epilogue *epilogue, const device_tiling *tiling,
+                               const unsigned *windows, unsigned samples, const device_volume *sum,
+                               unsigned long long *fault, cudaStream_t stream);
+/* sum -> factor * transform(sum / total importance) over the box. fault: the linear index (x
+ * fastest) in the model grid of the first voxel without a finite value. */
+cudaError_t kernel_finish(const device_tiling *tiling, const device_volume *sum,
+                          const intensity_transform *transform, float factor,
+                          unsigned long long *fault, cudaStream_t stream);
+
+/* Every voxel of the target's box from the source through the tables (resample.cu). */
+cudaError_t kernel_resample(const device_axis_table table[3], const device_volume *source,
+                            const device_volume *target, cudaStream_t stream);
+
+/* ---- Dose-volume histograms (dvh.cu) -------------------------------------------------------- */
+
+/* ---- Image metrics (image_metrics.cu) ------------------------------------------------------- */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
