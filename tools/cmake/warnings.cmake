@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 add_library(dosemap_flags INTERFACE)
 target_compile_definitions(dosemap_flags INTERFACE _GNU_SOURCE)
+set(c_family $<COMPILE_LANGUAGE:C,CXX>)
 target_compile_options(dosemap_flags INTERFACE
-    -Wall -Wextra -Wshadow -Wconversion -Wvla -Wmissing-prototypes -Wstrict-prototypes
-    $<$<BOOL:${DOSEMAP_WERROR}>:-Werror>)
+    "$<${c_family}:-Wall;-Wextra;-Wshadow;-Wconversion;-Wvla>"
+    "$<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes;-Wstrict-prototypes>"
+    "$<$<AND:$<BOOL:${DOSEMAP_WERROR}>,${c_family}>:-Werror>")
 if(DOSEMAP_SANITIZE)
     target_compile_options(dosemap_flags INTERFACE
-        -fsanitize=${DOSEMAP_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+        "$<${c_family}:-fsanitize=${DOSEMAP_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>")
     target_link_options(dosemap_flags INTERFACE -fsanitize=${DOSEMAP_SANITIZE})
 endif()
 # The library has to be measured too: without its coverage the fuzzer is blind.
