@@ -138,21 +138,26 @@ static void fill_structures(void *context, unsigned part)
     }
 }
 
+dm_status dvh_not_finite(const dm_labels *labels, size_t structure, uint64_t voxel, float dose,
+                         dm_error *err)
+{
+    const size_t *dim = labels->grid.dim;
+    return error_set(err, DM_ERROR_VALUE, NULL,
+                     "repair the dose map, or take the voxel out of the structure",
+                     "the dose in voxel (%zu, %zu, %zu) of '%s' is %g", (size_t)voxel % dim[0],
+                     (size_t)voxel / dim[0] % dim[1], (size_t)voxel / dim[0] / dim[1],
+                     labels->structures[structure].name, (double)dose);
+}
+
 static dm_status report(const work *w, dm_error *err)
 {
-    const size_t *dim = w->labels->grid.dim;
     for (size_t i = 0; i < w->dvh->count; i++) {
         const outcome *o = &w->outcomes[i];
-        const char *name = w->dvh->structures[i].name;
         if (o->status == DM_ERROR_MEMORY)
             return error_memory(err, w->dvh->structures[i].voxels * 2 * sizeof(uint32_t),
                                 "the DVH of a structure");
         if (o->status != DM_OK)
-            return error_set(
-                err, o->status, NULL, "repair the dose map, or take the voxel out of the structure",
-                "the dose in voxel (%zu, %zu, %zu) of '%s' is %g", (size_t)o->bad_voxel % dim[0],
-                (size_t)o->bad_voxel / dim[0] % dim[1], (size_t)o->bad_voxel / dim[0] / dim[1],
-                name, (double)w->dose[o->bad_voxel]);
+            return dvh_not_finite(w->labels, i, o->bad_voxel, w->dose[o->bad_voxel], err);
     }
     return DM_OK;
 }

@@ -40,4 +40,8 @@ dm_status dvh_structure_fill(const float *dose, const label_structure *structure
                              const double *thresholds, size_t n_thresholds, dm_structure_dose *out,
                              double *v_percent, uint64_t *bad);
 
+/* Says which voxel of which structure is not finite. */
+dm_status dvh_not_finite(const dm_labels *labels, size_t structure, uint64_t voxel, float dose,
+                         dm_error *err);
+
 #endif
