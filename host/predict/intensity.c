@@ -2,41 +2,35 @@
 /* From a quantity to what the network was trained on, and back. */
 #include "predict/intensity.h"
 
-#include <math.h>
+#include "kernels/intensity_value.h"
 
-/* Written so that NaN passes through, where fminf and fmaxf would hide it. */
-static float clip(float v, float low, float high)
+/* Inlined with a constant `kind`, so that each loop holds one operation. */
+static inline void apply_kind(intensity_kind kind, float a, float b, float *v, size_t n)
 {
-    v = v < low ? low : v;
-    return v > high ? high : v;
+    for (size_t i = 0; i < n; i++)
+        v[i] = intensity_value(kind, a, b, v[i]);
 }
 
 static void apply_step(const intensity_step *step, float *v, size_t n)
 {
     switch (step->kind) {
     case INTENSITY_SCALE:
-        for (size_t i = 0; i < n; i++)
-            v[i] = step->a * v[i] + step->b;
+        apply_kind(INTENSITY_SCALE, step->a, step->b, v, n);
         break;
     case INTENSITY_CLIP:
-        for (size_t i = 0; i < n; i++)
-            v[i] = clip(v[i], step->a, step->b);
+        apply_kind(INTENSITY_CLIP, step->a, step->b, v, n);
         break;
     case INTENSITY_LOG1P:
-        for (size_t i = 0; i < n; i++)
-            v[i] = log1pf(v[i]);
+        apply_kind(INTENSITY_LOG1P, 0, 0, v, n);
         break;
     case INTENSITY_EXPM1:
-        for (size_t i = 0; i < n; i++)
-            v[i] = expm1f(v[i]);
+        apply_kind(INTENSITY_EXPM1, 0, 0, v, n);
         break;
     case INTENSITY_SQRT:
-        for (size_t i = 0; i < n; i++)
-            v[i] = sqrtf(v[i]);
+        apply_kind(INTENSITY_SQRT, 0, 0, v, n);
         break;
     case INTENSITY_SQUARE:
-        for (size_t i = 0; i < n; i++)
-            v[i] = v[i] * v[i];
+        apply_kind(INTENSITY_SQUARE, 0, 0, v, n);
         break;
     }
 }

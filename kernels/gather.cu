@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Windows of the PET as the network wants them (predict/gather.h):
+ *
+ *     q = factor * resampled PET,  input = transform(q) inside the volume, 0 around it
+ *
+ * and the largest q of each window, by which windows of air are left out.
+ *
+ * Layouts: source any strides, seen along the model's axes; output (samples, tile z, y, x, 1).
+ * Preconditions: the source's box holds every voxel that the windows use; the axes have fewer than
+ * 2^31 voxels, a tile fewer than 2^31 in all; tables as predict/resample.h makes them.
+ * Threads: patches of volume.cuh over the tile, blockIdx.y the place in the batch; a thread makes
+ * PATCH_DEPTH voxels of one window. Lanes go along x, so that stores are dense.
+ * Per voxel, exact map: 4 bytes read (in a permuted volume the sectors are shared through L1) and
+ * 4 or 2 written; resampled from t taps per axis: t^3 reads, nearly all from L1, and t^3 + t^2 + t
+ * multiply-adds (16 to 80 FLOP for 2 and 3 taps). No reuse worth shared memory beyond that.
+ * Tolerance: the CPU's bytes; log1p and expm1 within 2 ulp, and then rounded to the element type.
+ */
+#include "kernels/intensity_value.h"
+#include "kernels/volume.cuh"
+
+/* The network's input quantity at a voxel of the model's grid. */
+__device__ __forceinline__ float input_quantity(const device_gather &g, const voxel &v)
+{
+    float value;
+    if (g.exact)
+        value = __ldg(g.source.data + volume_index(g.source, v));
+    else
+        value = resampled(g.table, g.source, v, g.nan_to_zero);
+    if (g.nan_to_zero && !is_finite(value))
+        return 0;
+    return value * g.factor;
+}
+
+template <class T>
+static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
+    gather_kernel(device_gather g, patch_grid patches, const unsigned *windows, T *out,
+                  size_t sample, size_t pitch, unsigned long long *fault)
+{
+    const unsigned place = blockIdx.y, window = __ldg(windows + place);
+    const patch p = patch_of(patches, blockIdx.x);
+    voxel start = {0, 0, 0};
+    if (window != NO_WINDOW)
+        start = window_start(g.tiling, window);
+    for (unsigned step = 0; step < PATCH_DEPTH; step++) {
+        voxel v;
+        if (!patch_voxel(patches, p, step, &v))
+            continue;
+        const unsigned in_tile = tile_index(v, g.tiling.tile);
+        const voxel model = {start.x + v.x, start.y + v.y, start.z + v.z};
+        float value = 0;
+        if (window != NO_WINDOW && is_inside(model, g.tiling.volume)) {
+            value = intensity_transformed(&g.intensity, input_quantity(g, model));
+            if (!is_finite(value))
+                atomicMin(fault, static_cast<unsigned long long>(window) *
+                                         (g.tiling.tile[0] * g.tiling.tile[1] * g.tiling.tile[2]) +
+                                     in_tile);
+        }
+        out[place * sample + in_tile * pitch] = from_float<T>(value);
+    }
+}
+
+/* ---- Largest value -------------------------------------------------------------------------- */
+
+/* The bits of floats, because there is an order of integers for each sign: positive floats ascend
+ * with their bits as signed numbers, negative ones descend with them as unsigned numbers. So an
+ * integer's atomic maximum or minimum does, whose result does not depend on the order. */
+static __global__ void fill_kernel(int *bits, size_t n, int value)
+{
+    size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n)
+        bits[i] = value;
+}
+
+__device__ __forceinline__ void raise_maximum(int *bits, float v)
+{
+    const int own = __float_as_int(v);
+    if (own >= 0)
+        atomicMax(bits, own);
+    else
+        atomicMin(reinterpret_cast<unsigned *>(bits), static_cast<unsigned>(own));
+}
+
+static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
+    maximum_kernel(device_gather g, patch_grid patches, const unsigned *windows, int *maximum)
+{
+    const unsigned place = blockIdx.y, window = __ldg(windows + place);
+    if (window == NO_WINDOW)
+        return;
+    const patch p = patch_of(patches, blockIdx.x);
+    const voxel start = window_start(g.tiling, window);
+    float largest = -INFINITY;
+    for (unsigned step = 0; step < PATCH_DEPTH; step++) {
+        voxel v;
+        if (!patch_voxel(patches, p, step, &v))
+            continue;
+        const voxel model = {start.x + v.x, start.y + v.y, start.z + v.z};
+        if (!is_inside(model, g.tiling.volume))
+            continue;
+        const float q = input_quantity(g, model);
+        largest = q > largest ? q : largest;
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, largest, lanes);
+        largest = other > largest ? other : largest;
+    }
+    if (threadIdx.x % 32 == 0 && largest > -INFINITY)
+        raise_maximum(maximum + place, largest);
+}
+
+/* ---- Launchers ------------------------------------------------------------------------------ */
+
+#define GRID_Y_MOST 65535u
+#define FLOAT_BITS_MINUS_INFINITY static_cast<int>(0xff800000u)
+
+/* Lanes along x of the tile, rows along the axis in which the source's neighbours lie. */
+static patch_grid gather_patches(const device_gather *g)
+{
+    const int fastest = fastest_axis(g->source.stride);
+    return patches_of(g->tiling.tile, 0, fastest == 0 ? 1 : fastest);
+}
+
+extern "C" cudaError_t kernel_window_maximum(const device_gather *gather, const unsigned *windows,
+                                             unsigned samples, float *maximum, cudaStream_t stream)
+{
+    const patch_grid patches = gather_patches(gather);
+    int *bits = reinterpret_cast<int *>(maximum);
+    if (patches.count > INT32_MAX)
+        return cudaErrorInvalidValue;
+    cudaError_t error = launch(fill_kernel, blocks_for(samples, PATCH_THREADS), PATCH_THREADS, 0,
+                               stream, bits, samples, FLOAT_BITS_MINUS_INFINITY);
+    if (error != cudaSuccess)
+        return error;
+    return launch_in_parts(samples, GRID_Y_MOST, [&](unsigned first, unsigned n) {
+        return launch(maximum_kernel, dim3(static_cast<unsigned>(patches.count), n), PATCH_THREADS,
+                      0, stream, *gather, patches, windows + first, bits + first);
+    });
+}
+
+extern "C" cudaError_t kernel_gather(const device_gather *gather, const unsigned *windows,
+                                     unsigned samples, const device_tensor *out,
+                                     unsigned long long *fault, cudaStream_t stream)
+{
+    const patch_grid patches = gather_patches(gather);
+    if (patches.count > INT32_MAX)
+        return cudaErrorInvalidValue;
+    return with_type(out->type, [&](auto zero) {
+        using T = decltype(zero);
+        T *data = static_cast<T *>(out->data);
+        return launch_in_parts(samples, GRID_Y_MOST, [&](unsigned first, unsigned n) {
+            return launch(gather_kernel<T>, dim3(static_cast<unsigned>(patches.count), n),
+                          PATCH_THREADS, 0, stream, *gather, patches, windows + first,
+                          data + first * out->sample, out->sample, out->pitch, fault);
+        });
+    });
+}
