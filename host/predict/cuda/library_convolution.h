@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Convolutions by a vendor's library. cudnn.c implements this through cuDNN's graph interface and is
- * the only file that knows cuDNN; where kernels are emulated on the CPU, the same functions are a
+ * Convolutions by a vendor's library. cudnn.c and cudnn_library.c implement this through cuDNN's graph interface
+ * and are all that knows cuDNN; where kernels are emulated on the CPU, the same functions are a
  * plain convolution (tests/support/cuda/library_convolution_reference.cpp).
  *
  *     y = act(conv(x, w) + bias + residual)        each of bias, residual, act only if asked for
@@ -30,7 +30,7 @@ extern "C" {
 
 /* The library on one device. Used by one thread at a time; another thread takes another one. */
 typedef struct convolution_library convolution_library;
-/* One plan. Must be freed before its library. */
+/* One plan. Freed before its library, and after everything enqueued or captured with it is done. */
 typedef struct library_convolution library_convolution;
 
 /* Is the library there, and in a version that may be used? Needs no device; for `doctor`.
@@ -41,6 +41,13 @@ dm_status convolution_library_probe(char version[32], dm_error *err);
 /* Whether a version, as cudnnGetVersion says it (91900 for 9.19.0), may be used at all.
  * Errors: DEVICE, with the reason and the remedy. */
 dm_status convolution_library_check_version(size_t version, dm_error *err);
+
+/* 91900 -> "9.19.0". */
+void convolution_library_version_text(size_t version, char text[32]);
+
+/* cuDNN 9.10.2 to 9.15 have a TF32 kernel for 3D convolutions that computes wrongly (known to its
+ * makers without a clear limit): there, specs with tf32 are refused. */
+bool convolution_library_tf32_is_sound(size_t version);
 
 /* On the calling thread's current CUDA device, which has to be current in all later calls.
  * Errors: DEVICE as convolution_library_probe, or if the library cannot use the device; MEMORY. */
@@ -81,6 +88,15 @@ typedef struct library_convolution_spec {
 /* Is the spec a convolution at all: positive sizes, channels divisible by groups, out_dim as the
  * rest implies, counts that a device can address? Errors: UNSUPPORTED, with the value. */
 dm_status library_convolution_check(const library_convolution_spec *spec, dm_error *err);
+
+/* Do both ask for the same? */
+bool library_convolution_same(const library_convolution_spec *a, const library_convolution_spec *b);
+
+/* The engines that the library offers for a spec and that may be used, one a line in the order of
+ * preference, without trying whether they work: for tables. Errors: UNSUPPORTED, MEMORY. */
+dm_status library_convolution_offers(convolution_library *library,
+                                     const library_convolution_spec *spec, char *text, size_t size,
+                                     dm_error *err);
 
 /* The plan number `candidate` in the order of preference, ready to run. Asking for 0, 1, 2 ... of
  * the same spec in a row asks the library for its preferences once.

@@ -1,0 +1,520 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * library_convolution.h through cuDNN's graph interface ("backend API").
+ *
+ * A spec becomes an operation graph: the convolution, and for what is to be joined pointwise
+ * operations behind it. cuDNN's heuristics answer with engine configurations in their order of
+ * preference (mode A, then the fallback list); each is turned into an execution plan when its turn
+ * comes, and is left out if that fails or if its notes say that it does not keep our word: results
+ * that vary from run to run, rounded float32 factors, sums in less than float32, Fourier
+ * transforms (whose rounding spreads from hot voxels over the whole tile), a large workspace.
+ */
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "predict/cuda/cudnn_library.h"
+
+enum { UID_X = 1, UID_WEIGHT, UID_Y, UID_BIAS, UID_RESIDUAL, UID_BETWEEN };
+enum { MAX_MADE = 24, MAX_CONFIGS = 64, MAX_KNOBS = 16, NAME_SIZE = 192 };
+
+/* What is known of an engine configuration. */
+typedef struct engine_config {
+    descriptor config;
+    char name[NAME_SIZE]; /* as cuDNN's own tools write it: "eng38_k2=5_k24=15", k: knob type */
+    bool tensor_cores, run_time_compiled;
+    enum { UNTRIED, WORKS, LEFT_OUT } state;
+} engine_config;
+
+/* cuDNN's answer for one spec. Shared by the library, which keeps the latest, and by the plans made
+ * from it: whether plans need the graph's descriptors after they are finalised is nowhere said. */
+struct preferences {
+    unsigned owners;
+    library_convolution_spec spec;
+    size_t n_made;
+    descriptor made[MAX_MADE]; /* tensors, operations, the graph */
+    descriptor graph;
+    size_t n_configs;
+    engine_config config[MAX_CONFIGS];
+    char problem[PROBLEM_SIZE]; /* why the most preferred of those left out was */
+};
+
+struct library_convolution {
+    const convolution_library *library;
+    preferences *from;
+    descriptor plan;
+    size_t workspace;
+    char text[NAME_SIZE + 128];
+};
+
+void cudnn_keep(preferences *p, descriptor d)
+{
+    assert(p->n_made < MAX_MADE);
+    p->made[p->n_made++] = d;
+}
+
+void cudnn_release(const convolution_library *l, preferences *p)
+{
+    if (!p || --p->owners > 0)
+        return;
+    for (size_t i = p->n_configs; i-- > 0;)
+        l->api.cudnnBackendDestroyDescriptor(p->config[i].config);
+    for (size_t i = p->n_made; i-- > 0;)
+        l->api.cudnnBackendDestroyDescriptor(p->made[i]);
+    free(p);
+}
+
+/* ---- The operation graph of a spec ---------------------------------------------------------- */
+
+/* Channels-last; cuDNN wants sizes and strides as N, C, D, H, W. */
+static descriptor tensor(builder *b, int64_t uid, cudnnDataType_t type, size_t samples,
+                         size_t channels, const size_t dim[3])
+{
+    const int64_t c = (int64_t)channels, x = (int64_t)dim[2] * c, y = (int64_t)dim[1] * x;
+    const int64_t size[5] = {(int64_t)samples, c, (int64_t)dim[0], (int64_t)dim[1],
+                             (int64_t)dim[2]};
+    const int64_t stride[5] = {(int64_t)dim[0] * y, 1, y, x, c};
+    const int64_t alignment = uid == UID_BIAS ? 4 : LIBRARY_CONVOLUTION_ALIGNMENT;
+    const bool between = uid >= UID_BETWEEN;
+    descriptor t = cudnn_make(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &uid);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 5, size);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 5, stride);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment);
+    cudnn_set(b, t, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &between);
+    cudnn_finish(b, t, "a tensor");
+    return t;
+}
+
+static cudnnDataType_t data_type(element_type type)
+{
+    return type == ELEMENT_F32    ? CUDNN_DATA_FLOAT
+           : type == ELEMENT_BF16 ? CUDNN_DATA_BFLOAT16
+                                  : CUDNN_DATA_HALF;
+}
+
+/* What a step of the chain writes: y behind the last, else a value that stays in registers. */
+static descriptor result(builder *b, int steps_left)
+{
+    const library_convolution_spec *s = &b->p->spec;
+    return steps_left == 0
+               ? tensor(b, UID_Y, data_type(s->type), s->samples, s->out_channels, s->out_dim)
+               : tensor(b, UID_BETWEEN + steps_left, CUDNN_DATA_FLOAT, s->samples, s->out_channels,
+                        s->out_dim);
+}
+
+static void set_triple(builder *b, descriptor d, cudnnBackendAttributeName_t name, const int v[3])
+{
+    const int64_t wide[3] = {v[0], v[1], v[2]};
+    cudnn_set(b, d, name, CUDNN_TYPE_INT64, 3, wide);
+}
+
+static descriptor convolution(builder *b, descriptor to)
+{
+    const library_convolution_spec *s = &b->p->spec;
+    const cudnnDataType_t type = data_type(s->type), sums = CUDNN_DATA_FLOAT;
+    const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
+    const int64_t axes = 3;
+    const float one = 1, zero = 0;
+    const size_t kernel[3] = {(size_t)s->kernel[0], (size_t)s->kernel[1], (size_t)s->kernel[2]};
+    descriptor x = tensor(b, UID_X, type, s->samples, s->in_channels, s->in_dim);
+    descriptor w =
+        tensor(b, UID_WEIGHT, type, s->out_channels, s->in_channels / (size_t)s->groups, kernel);
+
+    descriptor c = cudnn_make(b, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &sums);
+    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
+    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &axes);
+    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_DILATIONS, s->dilation);
+    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, s->stride);
+    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, s->pad_begin);
+    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, s->pad_end);
+    cudnn_finish(b, c, "the convolution");
+
+    descriptor o = cudnn_make(b, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, to);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, c);
+    cudnn_set(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one);
+    cudnn_set(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero);
+    cudnn_finish(b, o, "the convolution");
+    return o;
+}
+
+/* to = from + operand, or without an operand LeakyReLU(from). */
+static descriptor pointwise(builder *b, descriptor from, descriptor operand, descriptor to)
+{
+    const cudnnPointwiseMode_t mode = operand ? CUDNN_POINTWISE_ADD : CUDNN_POINTWISE_RELU_FWD;
+    const cudnnDataType_t precision = CUDNN_DATA_FLOAT;
+    /* A NaN must stay one: it is an error that shows in the dose. */
+    const cudnnNanPropagation_t nan = CUDNN_PROPAGATE_NAN;
+    const double slope = (double)b->p->spec.slope;
+    descriptor p = cudnn_make(b, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
+    cudnn_set(b, p, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
+    cudnn_set(b, p, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &precision);
+    if (!operand) {
+        cudnn_set(b, p, CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_TYPE_NAN_PROPOGATION, 1, &nan);
+        cudnn_set(b, p, CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP_SLOPE, CUDNN_TYPE_DOUBLE, 1, &slope);
+    }
+    cudnn_finish(b, p, "a joined operation");
+
+    descriptor o = cudnn_make(b, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, p);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, from);
+    if (operand)
+        cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, operand);
+    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, to);
+    cudnn_finish(b, o, "a joined operation");
+    return o;
+}
+
+static void describe_graph(builder *b)
+{
+    const library_convolution_spec *s = &b->p->spec;
+    static const size_t one_voxel[3] = {1, 1, 1};
+    int left = s->bias + s->residual + s->activate;
+    descriptor value = result(b, left), operand, to, operation[4];
+    int64_t n = 0;
+    operation[n++] = convolution(b, value);
+    if (s->bias) {
+        operand = tensor(b, UID_BIAS, CUDNN_DATA_FLOAT, 1, s->out_channels, one_voxel);
+        to = result(b, --left);
+        operation[n++] = pointwise(b, value, operand, to);
+        value = to;
+    }
+    if (s->residual) {
+        operand =
+            tensor(b, UID_RESIDUAL, data_type(s->type), s->samples, s->out_channels, s->out_dim);
+        to = result(b, --left);
+        operation[n++] = pointwise(b, value, operand, to);
+        value = to;
+    }
+    if (s->activate)
+        operation[n++] = pointwise(b, value, NULL, result(b, 0));
+    b->p->graph = cudnn_make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    if (b->library->handle)
+        cudnn_set(b, b->p->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1,
+                  &b->library->handle);
+    cudnn_set(b, b->p->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, n,
+              operation);
+    cudnn_finish(b, b->p->graph, "the graph");
+}
+
+/* ---- What cuDNN prefers --------------------------------------------------------------------- */
+
+/* Appends "_k2=5" for every knob, in cuDNN's order. */
+static void name_knobs(const cudnn_api *api, engine_config *c)
+{
+    descriptor knob[MAX_KNOBS];
+    int64_t n = cudnn_get_descriptors(api, c->config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES,
+                                      CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR, MAX_KNOBS, knob);
+    for (int64_t i = 0; i < n; i++) {
+        cudnnBackendKnobType_t type = CUDNN_KNOB_TYPE_COUNTS;
+        int64_t value = -1;
+        size_t used = strlen(c->name);
+        cudnn_get(api, knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
+        cudnn_get(api, knob[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &value);
+        snprintf(c->name + used, sizeof c->name - used, "_k%d=%lld", (int)type, (long long)value);
+        api->cudnnBackendDestroyDescriptor(knob[i]);
+    }
+}
+
+/* Why an engine with these notes must not be used, or NULL. */
+static const char *objection(const library_convolution_spec *s,
+                             const bool noted[CUDNN_NUMERICAL_NOTE_TYPE_COUNT])
+{
+    if (noted[CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC])
+        return "its results vary from run to run";
+    if (noted[CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION])
+        return "it sums in less than float32";
+    if (noted[CUDNN_NUMERICAL_NOTE_FFT])
+        return "it transforms whole tiles";
+    if (s->type == ELEMENT_F32 && !s->tf32 &&
+        (noted[CUDNN_NUMERICAL_NOTE_TENSOR_CORE] ||
+         noted[CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS]))
+        return "it rounds float32 factors";
+    /* In half precision the transformed factors are rounded once more. */
+    if (s->type != ELEMENT_F32 && noted[CUDNN_NUMERICAL_NOTE_WINOGRAD])
+        return "it rounds transformed factors";
+    return NULL;
+}
+
+static void leave_out(preferences *p, engine_config *c, const char *why)
+{
+    c->state = LEFT_OUT;
+    if (!p->problem[0])
+        snprintf(p->problem, sizeof p->problem, "%.90s: %.150s", c->name, why);
+}
+
+/* Reads the engine's notes; leaves it out if they say so. */
+static void examine(const cudnn_api *api, preferences *p, engine_config *c)
+{
+    descriptor engine = NULL;
+    cudnnBackendNumericalNote_t numerical[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+    cudnnBackendBehaviorNote_t behaviour[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
+    bool noted[CUDNN_NUMERICAL_NOTE_TYPE_COUNT] = {0};
+    int64_t index = -1;
+    if (cudnn_get_descriptors(api, c->config, CUDNN_ATTR_ENGINECFG_ENGINE,
+                              CUDNN_BACKEND_ENGINE_DESCRIPTOR, 1, &engine) != 1) {
+        leave_out(p, c, "it has no engine");
+        return;
+    }
+    cudnn_get(api, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &index);
+    snprintf(c->name, sizeof c->name, "eng%lld", (long long)index);
+    name_knobs(api, c);
+    int64_t n = cudnn_get(api, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+                          CUDNN_NUMERICAL_NOTE_TYPE_COUNT, numerical);
+    for (int64_t i = 0; i < n; i++)
+        if (numerical[i] < CUDNN_NUMERICAL_NOTE_TYPE_COUNT)
+            noted[numerical[i]] = true;
+    n = cudnn_get(api, engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
+                  CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, behaviour);
+    for (int64_t i = 0; i < n; i++)
+        c->run_time_compiled |= behaviour[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION;
+    c->tensor_cores = noted[CUDNN_NUMERICAL_NOTE_TENSOR_CORE];
+    const char *why = objection(&p->spec, noted);
+    if (why)
+        leave_out(p, c, why);
+    for (const engine_config *before = p->config; before < c; before++)
+        if (strcmp(before->name, c->name) == 0)
+            c->state = LEFT_OUT; /* offered by both modes */
+    api->cudnnBackendDestroyDescriptor(engine);
+}
+
+/* Appends what one mode of the heuristics offers. A mode that fails offers nothing. */
+static void ask(const convolution_library *l, preferences *p, cudnnBackendHeurMode_t mode)
+{
+    const cudnn_api *api = &l->api;
+    descriptor answer[MAX_CONFIGS];
+    builder b = {.library = l, .p = p};
+    descriptor h = cudnn_make(&b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    cudnn_set_descriptor(&b, h, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, p->graph);
+    cudnn_set(&b, h, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    if (l->device)
+        cudnn_set_descriptor(&b, h, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, l->device);
+    cudnn_finish(&b, h, "the heuristics");
+    if (b.status != CUDNN_STATUS_SUCCESS)
+        return;
+    int64_t n = cudnn_get_descriptors(api, h, CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                      CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
+                                      (int64_t)(MAX_CONFIGS - p->n_configs), answer);
+    for (int64_t i = 0; i < n; i++) {
+        engine_config *c = &p->config[p->n_configs++];
+        c->config = answer[i];
+        examine(api, p, c);
+    }
+}
+
+/* cuDNN's refusals are the caller's cue to do it alone; only a shortage of memory is an error. */
+static dm_status refusal(const convolution_library *l, cudnnStatus_t status, const char *text,
+                         dm_error *err)
+{
+    if (cudnn_is_memory(status))
+        return cudnn_failure(l, status, text, err);
+    return error_set(err, DM_ERROR_UNSUPPORTED, NULL, NULL, "%s has no plan: %s", l->name, text);
+}
+
+/* Into l->latest, unless they are there already. */
+static dm_status find_preferences(convolution_library *l, const library_convolution_spec *spec,
+                                  dm_error *err)
+{
+    if (l->latest && library_convolution_same(&l->latest->spec, spec))
+        return DM_OK;
+    preferences *p = calloc(1, sizeof *p);
+    if (!p)
+        return error_memory(err, sizeof *p, "a convolution's plans");
+    p->owners = 1;
+    p->spec = *spec;
+    builder b = {.library = l, .p = p};
+    describe_graph(&b);
+    if (b.status != CUDNN_STATUS_SUCCESS) {
+        cudnn_release(l, p);
+        return refusal(l, b.status, b.problem, err);
+    }
+    ask(l, p, CUDNN_HEUR_MODE_A);
+    ask(l, p, CUDNN_HEUR_MODE_FALLBACK);
+    cudnn_release(l, l->latest);
+    l->latest = p;
+    return DM_OK;
+}
+
+/* ---- Plans ---------------------------------------------------------------------------------- */
+
+/* A finalised plan and its workspace, or NULL, the configuration being left out then. */
+static descriptor try_plan(const convolution_library *l, preferences *p, engine_config *c,
+                           size_t *workspace, cudnnStatus_t *status)
+{
+    builder b = {.library = l};
+    int64_t bytes = -1;
+    descriptor plan = cudnn_make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+    cudnn_set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, c->config);
+    if (l->handle)
+        cudnn_set(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &l->handle);
+    else
+        cudnn_set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, l->device);
+    cudnn_finish(&b, plan, "its plan");
+    *status = b.status;
+    if (b.status == CUDNN_STATUS_SUCCESS &&
+        (cudnn_get(&l->api, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
+                   &bytes) != 1 ||
+         bytes < 0 || (uint64_t)bytes > LIBRARY_CONVOLUTION_MAX_WORKSPACE))
+        snprintf(b.problem, sizeof b.problem, "its workspace is %lld bytes", (long long)bytes);
+    if (!b.problem[0]) {
+        c->state = WORKS;
+        *workspace = (size_t)bytes;
+        return plan;
+    }
+    if (!cudnn_is_memory(b.status))
+        leave_out(p, c, b.problem);
+    if (plan)
+        l->api.cudnnBackendDestroyDescriptor(plan);
+    return NULL;
+}
+
+static void describe(library_convolution *c, const engine_config *config)
+{
+    const library_convolution_spec *s = &c->from->spec;
+    snprintf(c->text, sizeof c->text, "%s: %s, workspace %.1f MB%s%s%s%s", config->name,
+             config->tensor_cores ? "tensor cores" : "CUDA cores", (double)c->workspace / 1e6,
+             config->run_time_compiled ? ", compiled at run time" : "", s->bias ? " + bias" : "",
+             s->residual ? " + residual" : "", s->activate ? " + activation" : "");
+}
+
+dm_status library_convolution_offers(convolution_library *library,
+                                     const library_convolution_spec *spec, char *text, size_t size,
+                                     dm_error *err)
+{
+    text[0] = '\0';
+    dm_status status = library_convolution_check(spec, err);
+    if (status == DM_OK)
+        status = find_preferences(library, spec, err);
+    if (status != DM_OK)
+        return status;
+    const preferences *p = library->latest;
+    size_t used = 0;
+    for (size_t i = 0; i < p->n_configs && used < size; i++) {
+        const engine_config *c = &p->config[i];
+        if (c->state != LEFT_OUT)
+            used += (size_t)snprintf(text + used, size - used, "%s%s%s\n", c->name,
+                                     c->tensor_cores ? ", tensor cores" : "",
+                                     c->run_time_compiled ? ", compiled at run time" : "");
+    }
+    return DM_OK;
+}
+
+/* The candidate-th configuration that works, and its plan. */
+static dm_status choose(library_convolution *out, unsigned candidate, dm_error *err)
+{
+    const convolution_library *l = out->library;
+    preferences *p = out->from;
+    unsigned n = 0;
+    for (size_t i = 0; i < p->n_configs; i++) {
+        engine_config *c = &p->config[i];
+        bool known = c->state == WORKS;
+        if (c->state == LEFT_OUT || (known && n++ < candidate))
+            continue;
+        cudnnStatus_t status;
+        descriptor plan = try_plan(l, p, c, &out->workspace, &status);
+        if (!plan && cudnn_is_memory(status))
+            return cudnn_failure(l, status, c->name, err);
+        if (!plan)
+            continue;
+        if (known || n++ == candidate) {
+            out->plan = plan;
+            describe(out, c);
+            return DM_OK;
+        }
+        l->api.cudnnBackendDestroyDescriptor(plan);
+    }
+    char text[PROBLEM_SIZE + 64];
+    snprintf(text, sizeof text, "%u of %zu engines offered can be used%s%s", n, p->n_configs,
+             p->problem[0] ? "; not, for example, " : "", p->problem);
+    return refusal(l, CUDNN_STATUS_NOT_SUPPORTED, text, err);
+}
+
+dm_status library_convolution_create(convolution_library *library,
+                                     const library_convolution_spec *spec, unsigned candidate,
+                                     library_convolution **convolution, dm_error *err)
+{
+    *convolution = NULL;
+    dm_status status = library_convolution_check(spec, err);
+    if (status != DM_OK)
+        return status;
+    if (spec->tf32 && !convolution_library_tf32_is_sound(library->version))
+        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "install cuDNN 9.16 or newer",
+                         "%s computes 3D convolutions in TF32 wrongly", library->name);
+    status = find_preferences(library, spec, err);
+    if (status != DM_OK)
+        return status;
+    library_convolution *c = calloc(1, sizeof *c);
+    if (!c)
+        return error_memory(err, sizeof *c, "a convolution's plan");
+    c->library = library;
+    c->from = library->latest;
+    c->from->owners++;
+    status = choose(c, candidate, err);
+    if (status == DM_OK)
+        *convolution = c;
+    else
+        library_convolution_free(c);
+    return status;
+}
+
+void library_convolution_free(library_convolution *convolution)
+{
+    if (!convolution)
+        return;
+    if (convolution->plan)
+        convolution->library->api.cudnnBackendDestroyDescriptor(convolution->plan);
+    cudnn_release(convolution->library, convolution->from);
+    free(convolution);
+}
+
+size_t library_convolution_workspace(const library_convolution *convolution)
+{
+    return convolution->workspace;
+}
+
+const char *library_convolution_describe(const library_convolution *convolution)
+{
+    return convolution->text;
+}
+
+dm_status library_convolution_run(const library_convolution *convolution, const void *x,
+                                  const void *weight, const float *bias, const void *residual,
+                                  void *y, void *workspace, cudaStream_t stream, dm_error *err)
+{
+    const convolution_library *l = convolution->library;
+    const library_convolution_spec *s = &convolution->from->spec;
+    if (!l->handle)
+        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, NULL,
+                         "cuDNN was opened without a device: plans cannot run");
+    int64_t uid[5] = {UID_X, UID_WEIGHT, UID_Y}, n = 3;
+    const void *data[5] = {x, weight, y};
+    if (s->bias) {
+        uid[n] = UID_BIAS;
+        data[n++] = bias;
+    }
+    if (s->residual) {
+        uid[n] = UID_RESIDUAL;
+        data[n++] = residual;
+    }
+    builder b = {.library = l};
+    descriptor pack = cudnn_make(&b, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+    cudnn_set(&b, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, uid);
+    cudnn_set(&b, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, data);
+    cudnn_set(&b, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
+    cudnn_finish(&b, pack, "its data");
+    if (b.status == CUDNN_STATUS_SUCCESS)
+        cudnn_note(&b, l->api.cudnnSetStream(l->handle, stream), "its stream");
+    if (b.status == CUDNN_STATUS_SUCCESS)
+        cudnn_note(&b, l->api.cudnnBackendExecute(l->handle, convolution->plan, pack),
+                   "running it");
+    if (pack)
+        l->api.cudnnBackendDestroyDescriptor(pack);
+    return b.status == CUDNN_STATUS_SUCCESS ? DM_OK : cudnn_failure(l, b.status, b.problem, err);
+}
