@@ -15,7 +15,7 @@ enum { ROW_FLOATS = 2048, ALIGNMENT = 64 };
 /* What all workers share of a step. */
 typedef struct shared_step {
     conv_step conv;             /* convolutions */
-    axis_map maps[3];           /* STEP_PAD, STEP_SLICE, STEP_RESIZE */
+    step_axis maps[3];          /* STEP_PAD, STEP_SLICE, STEP_RESIZE */
     size_t first_link, n_links; /* of each worker's links: what is left of the chain */
 } shared_step;
 
@@ -90,7 +90,7 @@ static dm_status prepare(network *net, const plan_step *step, shared_step *share
     size_t done = 0;
     bool mapped = step->kind == STEP_PAD || step->kind == STEP_SLICE || step->kind == STEP_RESIZE;
     for (int a = 0; mapped && status == DM_OK && a < 3; a++)
-        status = axis_map_create(step, a, in->dim[a], out->dim[a], &shared->maps[a], err);
+        status = step_axis_create(step, a, in->dim[a], out->dim[a], &shared->maps[a], err);
     if (is_convolution(step)) {
         status = conv_step_create(net->plan, step, net->threads, &shared->conv, err);
         done = shared->conv.post_done;
@@ -145,7 +145,7 @@ void network_free(network *net)
     for (size_t i = 0; net->steps && i < net->plan->n_steps; i++) {
         conv_step_free(&net->steps[i].conv);
         for (int a = 0; a < 3; a++)
-            axis_map_free(&net->steps[i].maps[a]);
+            step_axis_free(&net->steps[i].maps[a]);
     }
     free(net->steps);
     free(net);

@@ -11,7 +11,7 @@
 #ifndef DOSEMAP_PREDICT_CPU_STEPS_H
 #define DOSEMAP_PREDICT_CPU_STEPS_H
 
-#include "model/plan.h"
+#include "predict/step_axis.h"
 
 /* Loops are compiled for several instruction sets and chosen when the program starts, since the
  * program itself is built for any x86-64. Multiplication and addition are never contracted (no
@@ -78,17 +78,6 @@ void rows_finish(const step_buffers *buffers, const tensor_view *out, const boun
 void chain_apply(const bound_chain *chain, const step_buffers *buffers, const tensor_view *like,
                  size_t first, size_t n);
 
-/* How one axis of the result falls onto the input: result i is
- * in[low[i]] + weight[i]*(in[high[i]] - in[low[i]]), or `fill` where low[i] is -1. */
-typedef struct axis_map {
-    size_t n;
-    int *low, *high; /* owned, in one allocation with weight */
-    float *weight;
-} axis_map;
-dm_status axis_map_create(const plan_step *step, int axis, size_t in, size_t out, axis_map *map,
-                          dm_error *err);
-void axis_map_free(axis_map *map);
-
 /* STEP_POINTWISE, STEP_COPY */
 void step_pointwise(const step_buffers *buffers, const tensor_view *in, const tensor_view *out,
                     const bound_chain *chain);
@@ -108,11 +97,11 @@ void step_average_pool(const step_buffers *buffers, const graph_node *node, cons
 void step_global_average_pool(const step_buffers *buffers, norm_state *state, const tensor_view *in,
                               const tensor_view *out, const bound_chain *chain);
 /* STEP_PAD, STEP_SLICE, STEP_RESIZE (nearest): every voxel comes from one voxel or is `fill`. */
-void step_gather(const step_buffers *buffers, const axis_map map[3], size_t channel_begin,
+void step_gather(const step_buffers *buffers, const step_axis map[3], size_t channel_begin,
                  size_t channel_step, float fill, const tensor_view *in, const tensor_view *out,
                  const bound_chain *chain);
 /* STEP_RESIZE (linear) */
-void step_interpolate(const step_buffers *buffers, const axis_map map[3], const tensor_view *in,
+void step_interpolate(const step_buffers *buffers, const step_axis map[3], const tensor_view *in,
                       const tensor_view *out, const bound_chain *chain);
 /* Second half of a transposed convolution whose kernel is its stride: `blocks` (float32, dense)
  * holds for each input voxel of planes z, z+1, ... the kernel's voxels [kz][ky][kx][channels]. */
