@@ -30,16 +30,17 @@ __device__ __forceinline__ place place_of(unsigned sample, unsigned voxel, const
     return p;
 }
 
-__device__ __forceinline__ float activate(const device_link &link, float v, float slope)
+/* slope: alpha, or a channel's slope of PRELU. */
+__device__ __forceinline__ float activate(chain_op op, float v, float slope)
 {
-    switch (link.op) {
+    switch (op) {
     case CHAIN_RELU:
         return v < 0 ? 0 : v; /* keeps NaN */
     case CHAIN_LEAKY_RELU:
     case CHAIN_PRELU:
         return v < 0 ? slope * v : v;
     case CHAIN_ELU:
-        return v < 0 ? link.alpha * expm1f(v) : v;
+        return v < 0 ? slope * expm1f(v) : v;
     case CHAIN_GELU: /* erfc, not 1 + erf: gelu(-5) would be lost in the subtraction */
         return 0.5f * v * erfcf(-0.70710678f * v);
     case CHAIN_GELU_TANH:
@@ -90,7 +91,7 @@ __device__ __forceinline__ float epilogue_apply(const device_epilogue &e, const 
         else if (link.op == CHAIN_AFFINE)
             v = (link.scale ? link.scale[c] : 1.0f) * v + (link.shift ? link.shift[c] : 0.0f);
         else
-            v = activate(link, v, link.op == CHAIN_PRELU ? link.scale[c] : link.alpha);
+            v = activate(link.op, v, link.op == CHAIN_PRELU ? link.scale[c] : link.alpha);
     }
     return v;
 }
