@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Faults that tests plant in the convolutions of library_convolution_reference.c. All settings are
+ * the process's and hold for plans made from then on. */
+#ifndef DOSEMAP_TESTS_LIBRARY_CONVOLUTION_REFERENCE_H
+#define DOSEMAP_TESTS_LIBRARY_CONVOLUTION_REFERENCE_H
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum reference_fault {
+    REFERENCE_SOUND,
+    REFERENCE_WRONG,  /* the last output channel of every voxel is 1.25 times too large, plus 0.5 */
+    REFERENCE_STALE,  /* the last plane of every sample's output is not written */
+    REFERENCE_FAILS,  /* running returns DM_ERROR_DEVICE */
+    REFERENCE_NO_PLAN /* there is none: DM_ERROR_UNSUPPORTED */
+} reference_fault;
+
+/* The candidates 0 .. candidates-1 of every spec have the fault. (A spec has two candidates if it
+ * asks for the convolution alone, and one if anything is joined.) */
+void reference_convolution_set_fault(reference_fault fault, unsigned candidates);
+
+/* Whether bias, residual and activation can be joined; true at first. */
+void reference_convolution_set_joins(bool joins);
+
+/* The same for a program: $DOSEMAP_REFERENCE_CONVOLUTION, read when the library is opened, a list
+ * such as "unjoined,wrong=1": unjoined; one of wrong, stale, fails, none with a number of
+ * candidates. Without the variable, the settings stay as they are. */
+
+/* How many plans were made and runs enqueued since the process began. */
+unsigned reference_convolution_plans(void);
+unsigned reference_convolution_runs(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
