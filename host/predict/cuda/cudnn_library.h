@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuDNN opened at run time, its errors, and descriptors: the things that its graph interface is made
- * of. The only file that includes cuDNN's headers; included by cudnn*.c only.
+ * cuDNN opened at run time, its errors, and descriptors: the things that its graph interface is
+ * made of. The only file that includes cuDNN's headers; included by cudnn*.c only.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_CUDNN_LIBRARY_H
 #define DOSEMAP_PREDICT_CUDA_CUDNN_LIBRARY_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Convolutions by a vendor's library. cudnn.c and cudnn_library.c implement this through cuDNN's graph interface
- * and are all that knows cuDNN; where kernels are emulated on the CPU, the same functions are a
- * plain convolution (tests/support/cuda/library_convolution_reference.cpp).
+ * Convolutions by a vendor's library. cudnn.c and cudnn_library.c implement this through cuDNN's
+ * graph interface and are all that knows cuDNN; where kernels are emulated on the CPU, the same
+ * functions are a plain convolution (tests/support/cuda/library_convolution_reference.c).
  *
  *     y = act(conv(x, w) + bias + residual)        each of bias, residual, act only if asked for
  *
