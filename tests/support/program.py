@@ -14,7 +14,7 @@ BINARY = Path(os.environ.get("DOSEMAP_BIN", ROOT / "build/cpu/host/dosemap"))
 UPTAKE = ("--units", "suv", "--body-weight", "78.7")
 
 
-def run(*arguments):
+def run(*arguments, env=None):
     """Run the program; whatever it answers, it must not crash."""
     if not BINARY.is_file():
         raise FileNotFoundError(f"{BINARY} is not built; name the program in DOSEMAP_BIN")
@@ -24,6 +24,7 @@ def run(*arguments):
         text=True,
         timeout=1200,
         check=False,
+        env={**os.environ, **(env or {})},
     )
     assert result.returncode in (0, 1, 2), (result.returncode, result.stderr)
     return result
