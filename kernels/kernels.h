@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/dvh_value.h"
 #include "kernels/types.h"
 
 #ifdef __cplusplus
@@ -242,9 +243,118 @@ cudaError_t kernel_finish(const device_tiling *tiling, const device_volume *sum,
 cudaError_t kernel_resample(const device_axis_table table[3], const device_volume *source,
                             const device_volume *target, cudaStream_t stream);
 
+/* ---- Voxels of structures (structure_voxels.cuh) -------------------------------------------- */
+
+/* Sets of voxels, of labels or of a whole volume, as runs of consecutive voxels; sets may overlap.
+ * Counted run by run and structure by structure, voxels have the places 0, 1, 2 ...; a tile is a
+ * stretch of places within one structure, and what one block works on. */
+typedef struct device_run {
+    unsigned long long place, voxel; /* of its first voxel: place, linear index */
+} device_run;
+typedef struct device_tile {
+    unsigned long long place; /* of its first voxel */
+    size_t run;               /* that has this voxel */
+    unsigned runs, voxels;
+    unsigned structure;
+} device_tile;
+typedef struct device_structures {
+    const device_run *run;
+    const device_tile *tile;    /* those of structure s: first_tile[s] to first_tile[s + 1] - 1 */
+    const unsigned *first_tile; /* [count + 1] */
+    unsigned tiles, count;
+} device_structures;
+
 /* ---- Dose-volume histograms (dvh.cu) -------------------------------------------------------- */
 
+/* Of a structure, or of a tile of it. */
+typedef struct device_dvh_summary {
+    dvh_sum sum;
+    unsigned lowest, highest; /* dvh_key */
+    unsigned long long fault; /* place of the first voxel that is not finite, or NO_FAULT */
+} device_dvh_summary;
+
+/* The voxel in that place of the order of doses, 0 being the hottest. */
+typedef struct device_dvh_rank {
+    unsigned long long rank; /* before: among all voxels; after: among those with the same key */
+    unsigned key;            /* before: 0 */
+    unsigned table;          /* before: 0; workspace */
+} device_dvh_rank;
+
+#define DEVICE_DVH_DIGITS 256 /* values of one digit of a key */
+
+typedef struct device_dvh_statistics {
+    const float *dose;
+    device_structures structures;
+    device_dvh_summary *summary; /* [count] out */
+    device_dvh_rank *rank;       /* [count][DVH_RANKS] in and out */
+    device_dvh_summary *partial; /* [tiles] workspace */
+    unsigned long long *digits;  /* [count][DVH_RANKS][DEVICE_DVH_DIGITS] workspace */
+} device_dvh_statistics;
+
+/* Sum, lowest and highest key, first fault of each structure, and the keys of the ranks asked for:
+ * exactly those that sorting would give. A structure without voxels has the sum 0, NO_FAULT and
+ * meaningless keys; one with a fault, meaningless keys. */
+cudaError_t kernel_dvh_statistics(const device_dvh_statistics *dvh, cudaStream_t stream);
+
+/* Where the histogram of a structure is (dvh_bin.h). */
+typedef struct device_dvh_bins {
+    double width;
+    size_t first; /* bin in the array of all */
+    unsigned bins;
+} device_dvh_bins;
+
+/* histogram: voxels in each bin, all structures one after the other. passed: [count][thresholds+1],
+ * voxels whose key passes (is at least) exactly i of the ascending threshold keys; not written
+ * where there are none. */
+cudaError_t kernel_dvh_histogram(const float *dose, const device_structures *structures,
+                                 const device_dvh_bins *bins, unsigned long long *histogram,
+                                 size_t histogram_bins, const unsigned *threshold,
+                                 unsigned thresholds, unsigned long long *passed,
+                                 cudaStream_t stream);
+
 /* ---- Image metrics (image_metrics.cu) ------------------------------------------------------- */
+
+/* Of a prediction a and a reference b over the voxels of a structure in which both are finite. */
+typedef struct device_metric_sums {
+    unsigned long long count, not_finite; /* voxels; others, which are left out */
+    unsigned long long relative_count;    /* voxels with |b| above the threshold */
+    double a, b, aa, bb, ab;
+    double squared, absolute; /* (a - b)^2, |a - b| */
+    double relative;          /* |a - b| / |b| over the relative_count voxels */
+    double worst;             /* largest |a - b|; 0 without voxels */
+    double lowest, highest;   /* of b; infinity and -infinity without voxels */
+} device_metric_sums;
+
+/* The same about the means, sum (a - mean a)^2 and so on: for deviations and correlation, which aa
+ * and a would give as small differences of large numbers. */
+typedef struct device_metric_moments {
+    double aa, bb, ab;
+} device_metric_moments;
+
+typedef struct device_metrics {
+    const float *a, *b;
+    device_structures structures;
+    double relative_above;          /* threshold, not negative */
+    device_metric_sums *sums;       /* [count] out */
+    device_metric_moments *moments; /* [count] out */
+    device_metric_sums *partial;    /* [tiles] workspace */
+} device_metrics;
+
+cudaError_t kernel_metric_sums(const device_metrics *metrics, cudaStream_t stream);
+
+/* Structural similarity (Wang et al. 2004, eq. 13) with K1 = 0.01 and K2 = 0.03. */
+typedef enum ssim_window {
+    SSIM_UNIFORM,  /* 7 x 7 x 7 voxels alike; sample covariances (n - 1) */
+    SSIM_GAUSSIAN, /* sigma 1.5 voxels, cut off at 11 x 11 x 11; covariances of the whole */
+    SSIM_WINDOWS
+} ssim_window;
+
+/* mean: its mean over all windows that lie inside the volume of dim voxels (x, y, z; x fastest), NAN
+ * if there are none or if a voxel is not finite. range: of the values, above zero.
+ * workspace: ssim_workspace bytes. */
+size_t ssim_workspace(const size_t dim[3], ssim_window window);
+cudaError_t kernel_ssim(const float *a, const float *b, const size_t dim[3], ssim_window window,
+                        double range, double *mean, void *workspace, cudaStream_t stream);
 
 #ifdef __cplusplus
 }
