@@ -2,7 +2,6 @@
 #include "emulated_fiber.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 
@@ -18,6 +17,8 @@ static const size_t STACK_BYTES = 512 * 1024; // instrumented frames are larger
 #else
 static const size_t STACK_BYTES = 128 * 1024;
 #endif
+// Nobody can touch this much below a stack: a large frame steps over a single page.
+static const size_t GUARD_BYTES = 1 << 20;
 
 #ifndef EMULATED_SWITCH_UCONTEXT
 // Callee-saved registers on the old stack, then the new stack's. Control words are never changed here.
@@ -31,14 +32,14 @@ __attribute__((naked, noinline)) static void switch_stack(void **, void *)
 
 fiber *fiber_create(void (*entry)(), unsigned number)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    char *memory = static_cast<char *>(mmap(nullptr, STACK_BYTES + page, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    char *memory =
+        static_cast<char *>(mmap(nullptr, STACK_BYTES + GUARD_BYTES, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED)
         return nullptr;
-    mprotect(memory, page, PROT_NONE); // a stack that is too deep stops here
+    mprotect(memory, GUARD_BYTES, PROT_NONE);
     fiber *f = new fiber;
-    f->stack = memory + page;
+    f->stack = memory + GUARD_BYTES;
     // Tops at the same place of a page would all fall into the same sets of the first-level cache.
     f->stack_bytes = STACK_BYTES - (size_t)(number % 16) * 256;
 #ifdef EMULATED_SWITCH_UCONTEXT
@@ -60,11 +61,10 @@ fiber *fiber_create(void (*entry)(), unsigned number)
 
 void fiber_free(fiber *f)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 #ifdef EMULATED_ASAN
     ASAN_UNPOISON_MEMORY_REGION(f->stack, STACK_BYTES);
 #endif
-    munmap(static_cast<char *>(f->stack) - page, STACK_BYTES + page);
+    munmap(static_cast<char *>(f->stack) - GUARD_BYTES, STACK_BYTES + GUARD_BYTES);
     delete f;
 }
 

@@ -357,13 +357,9 @@ static dm_status no_plan(dm_error *err)
     return error_set(err, DM_ERROR_UNSUPPORTED, NULL, NULL, "the reference has no plan");
 }
 
-/* How many plans there are for a spec. Like cuDNN's engines, they refuse asymmetric padding. */
 static unsigned candidates_of(const library_convolution_spec *spec)
 {
     bool joined = spec->bias || spec->residual || spec->activate;
-    for (int a = 0; a < 3; a++)
-        if (spec->pad_begin[a] != spec->pad_end[a])
-            return 0;
     return joined ? !settings.unjoined : 2;
 }
 
