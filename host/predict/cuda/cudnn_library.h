@@ -31,7 +31,7 @@
 
 typedef struct cudnn_api {
     void *object;
-#define MEMBER(name) __typeof__(name) *name;
+#define MEMBER(name) __typeof__(&(name)) name; /* NOLINT(bugprone-macro-parentheses) */
     CUDNN_FUNCTIONS(MEMBER)
 #undef MEMBER
 } cudnn_api;
