@@ -85,10 +85,12 @@ template <class T> class device_buffer
     {
         return n;
     }
+    /* Waits, so that work on any stream comes after it. */
     void fill_nan()
     {
         if (n > 0)
             CHECK(cudaMemset(data(), 0xFF, bytes()) == cudaSuccess);
+        CHECK(cudaDeviceSynchronize() == cudaSuccess);
     }
     void upload(const std::vector<T> &values)
     {
