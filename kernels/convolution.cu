@@ -15,7 +15,8 @@
  * Direct kernel (fewer, so depthwise too): a thread makes one channel of one voxel, channels
  * fastest, so that a warp's loads of depthwise convolutions and all stores are coalesced.
  *
- * Per voxel: 2*taps*I/groups*O FLOPs; bytes: I read once per 32 output channels from L2, O written.
+ * Per voxel: 2*taps*I/groups*O FLOPs; taps*I elements read per 32 output channels, all but I of
+ * them from caches, O written.
  * The tile kernel reads 48 bytes of shared memory for 64 FLOPs of a thread: bound by the FMA units.
  *
  * Tolerance: both add in float, one fma per product, in the order kz, ky, kx, i from zero, then the

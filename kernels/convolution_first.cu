@@ -13,11 +13,11 @@
  * its halo, into shared memory as floats, one plane per channel, zeros beyond the volume, and the
  * weights as rows of output channels. A thread then makes 4 voxels of a row, 8 apart, x 8
  * channels: neighbouring threads have the next eight channels, then the next voxel, so that a
- * warp stores consecutive bytes, reads the input from different banks and the weights as broadcasts.
+ * warp stores consecutive bytes, reads the input from different banks and weights as broadcasts.
  *
- * Per voxel: 2*taps*I*O FLOPs; the input is read 1.5 times or more (halo), mostly from L2; O
- * written. 1 -> 32, 3x3x3, bf16: 1.7 kFLOP, 69 bytes. 48 bytes of shared memory feed 64 FLOPs of a
- * thread: bound by the FMA units.
+ * Per voxel: 2*taps*I*O FLOPs; the input with its halo is read, 2.4 times of 3x3x3, mostly from L2;
+ * O written. 1 -> 32, 3x3x3, bf16: 1.7 kFLOP, 69 bytes. 48 bytes of shared memory feed 64 FLOPs of
+ * a thread: bound by the FMA units.
  *
  * Tolerance: as in convolution.cu, one fma per product in the order kz, ky, kx, i: the same bytes.
  */
@@ -35,7 +35,7 @@ struct first_tile {
     unsigned bricks[3]; /* in a sample */
 };
 
-/* Floats from one row of weights to the next: written along the rows, hence not a multiple of 32. */
+/* Floats from one row of weights to the next: written across rows, hence no multiple of 32. */
 __host__ __device__ __forceinline__ unsigned weights_row(const first_tile &tile)
 {
     return tile.channels + 4;

@@ -12,11 +12,13 @@
  * A block makes 128 voxels of one sample, consecutive in memory, x 16, 32 or 64 output channels;
  * each warp 32 voxels x 32 channels (16 where O asks for it) in fragments of 16 x 16. The summed
  * axis goes tap by tap in steps of 64 bytes, 32 channels (16 of float32, or if I is no multiple of
- * 32). Its tiles lie in shared memory as rows of one voxel or output channel, 16 bytes longer than their channels: then
- * eight consecutive rows begin in different banks. Two buffers: while one is multiplied, the next
- * step is on its way from memory to registers; cp.async in place of fetch() and put(), with more
- * buffers, belongs here once measured. At the end the sums go through shared memory, so that each
- * thread ends eight channels of a voxel and stores 16 bytes.
+ * 32). Its tiles lie in shared memory as rows of one voxel or output channel, 16 bytes longer than
+ * their channels: then eight consecutive rows begin in different banks. Two buffers: while one is
+ * multiplied, the next step is on its way from memory to registers; cp.async in place of fetch()
+ * and put(), with more buffers, belongs here once measured. nvcc 13.0 makes ldmatrix of fp16's
+ * fragment loads, but generic loads of 4 bytes of those of bf16 and TF32: as free of bank
+ * conflicts, with four times the instructions. At the end the sums go through shared memory, so
+ * that each thread ends eight channels of a voxel and stores 16 bytes.
  *
  * Per voxel: 2*taps*I*O FLOPs; from L2 and L1 taps*I elements per 64 output channels, from memory
  * I read once while neighbouring blocks share it, O written. 64 -> 64, 3x3x3, bf16: 221 kFLOP, 256
