@@ -35,25 +35,35 @@ typedef struct predict_result {
     double seconds_network, seconds_total;
 } predict_result;
 
+typedef struct backend_options {
+    const char *device; /* as given: "cpu", "cuda", "cuda:1"; it is one of the backend's */
+    dm_precision precision;
+    unsigned threads;
+    unsigned at_once; /* windows at the same time, which threads share evenly; 1 on a device */
+    unsigned batch;   /* windows per call of the network; 0: as the backend thinks best */
+    size_t memory;    /* of a device that may be used; 0: what is free */
+} backend_options;
+
 typedef struct backend {
     const char *name; /* "cpu", "cuda" */
     /* Device and library in words, for provenance. */
     const char *(*description)(void *state);
     /* What the plan should assume. */
     void (*plan_needs)(plan_options *options);
-    bool (*supports)(dm_precision precision);
-    /* Prepares primitives, weights and arenas for up to `at_once` windows at the same time, which
-     * threads share evenly. The plan must outlive the state. */
-    dm_status (*create)(const plan *plan, const char *device, unsigned threads, unsigned at_once,
-                        unsigned batch, void **state, dm_error *err);
+    bool (*supports)(const char *device, dm_precision precision);
+    /* Memory of a device that is free now, apart from the host's; NULL: there is only the host's. */
+    dm_status (*free_memory)(const char *device, size_t *bytes, dm_error *err);
+    /* Prepares primitives, weights and arenas. The plan must outlive the state. */
+    dm_status (*create)(const plan *plan, const backend_options *options, void **state,
+                        dm_error *err);
     dm_status (*run)(void *state, const predict_job *job, predict_result *result, dm_error *err);
     void (*destroy)(void *state);
 } backend;
 
 extern const backend cpu_backend;
 
-/* device: as in dm_predict_options; NULL is auto. Errors: DEVICE if this build or machine has none
- * such, VALUE if the name is none. */
+/* device: as in dm_predict_options; NULL is auto: a CUDA device if one can be used, else the CPU.
+ * Errors: DEVICE if this build or machine has none such, VALUE if the name is none. */
 dm_status backend_select(const char *device, const backend **chosen, dm_error *err);
 
 #endif

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/available_memory.h"
 #include "base/codec.h"
 #include "base/cores.h"
 #include "base/error.h"
@@ -15,6 +16,7 @@
 #include "base/text_stream.h"
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
+#include "predict/cuda_module.h"
 #include "predict/predictor.h"
 
 #define MODEL_FILE "dosegan-constructed.safetensors.zst"
@@ -96,7 +98,7 @@ static json_t *cpu_facts(void)
         json_put(&features, cpu_feature_name((cpu_feature)f),
                  json_boolean(cpu_has((cpu_feature)f)));
     for (int p = DM_PRECISION_FLOAT32; p <= DM_PRECISION_FP16; p++)
-        if (cpu_backend.supports((dm_precision)p))
+        if (cpu_backend.supports("cpu", (dm_precision)p))
             json_push(&precisions, json_string(precision_name((dm_precision)p)));
     return json_pack("{s:s, s:I, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
                      (json_int_t)cores_or(0), "features", features, "precisions", precisions);
@@ -117,14 +119,55 @@ static json_t *model_facts(void)
                      "searched", searched, "problem", json_string_or_null(found ? NULL : err.what));
 }
 
+static const char *if_known(const char *text)
+{
+    return text[0] ? text : NULL;
+}
+
+/* 13020 is "13.2". */
+static json_t *cuda_version(int version)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%d.%d", version / 1000, version % 1000 / 10);
+    return json_string_or_null(version > 0 ? text : NULL);
+}
+
+static json_t *cuda_capability(const int capability[2])
+{
+    char text[32];
+    snprintf(text, sizeof text, "%d.%d", capability[0], capability[1]);
+    return json_string_or_null(capability[0] > 0 ? text : NULL);
+}
+
+/* All that was found until something was missing. */
+static json_t *cuda_device_facts(void)
+{
+    const cuda_module *module;
+    cuda_facts found = {0};
+    dm_error err = {0};
+    bool emulated = false;
+    dm_status status = cuda_module_load(&module, &err);
+    if (status == DM_OK) {
+        emulated = module->emulated;
+        status = module->probe(0, &found, &err);
+    }
+    bool usable = status == DM_OK;
+    return json_pack("{s:b, s:o, s:o, s:o, s:b, s:o, s:i, s:o, s:I, s:o, s:o, s:o}", "usable",
+                     (int)usable, "problem", json_string_or_null(usable ? NULL : err.what),
+                     "remedy", json_string_or_null(usable ? NULL : err.remedy), "module",
+                     json_string_or_null(cuda_module_path()), "emulated", (int)emulated, "device",
+                     json_string_or_null(if_known(found.device)), "devices", found.devices,
+                     "compute_capability", cuda_capability(found.capability), "memory",
+                     (json_int_t)found.memory, "driver", cuda_version(found.driver), "runtime",
+                     cuda_version(found.runtime), "cudnn",
+                     json_string_or_null(if_known(found.cudnn)));
+}
+
 static json_t *doctor_facts(void)
 {
-    const backend *chosen;
-    dm_error err = {0};
-    bool cuda = backend_select("cuda", &chosen, &err) == DM_OK;
-    return json_pack("{s:s, s:o, s:o, s:{s:b, s:o}, s:o}", "version", dm_version(), "libraries",
-                     library_facts(), "cpu", cpu_facts(), "cuda", "usable", (int)cuda, "problem",
-                     json_string_or_null(cuda ? NULL : err.what), "model", model_facts());
+    return json_pack("{s:s, s:o, s:o, s:o, s:o}", "version", dm_version(), "libraries",
+                     library_facts(), "cpu", cpu_facts(), "cuda", cuda_device_facts(), "model",
+                     model_facts());
 }
 
 static const char *member(const json_t *object, const char *key)
@@ -153,6 +196,31 @@ static void print_list(FILE *out, const char *title, const json_t *list)
     fputc('\n', out);
 }
 
+static void print_cuda(FILE *out, const json_t *cuda)
+{
+    bool usable = json_is_true(json_object_get(cuda, "usable"));
+    bool emulated = json_is_true(json_object_get(cuda, "emulated"));
+    char memory[SIZE_TEXT];
+    if (usable)
+        fprintf(out, "CUDA         usable%s\n",
+                emulated ? " (emulated on the CPU, for tests)" : "");
+    else
+        fprintf(out, "CUDA         %s; %s\n", member(cuda, "problem"), member(cuda, "remedy"));
+    if (!json_is_string(json_object_get(cuda, "module")))
+        return;
+    fprintf(out, "module       %s\n", member(cuda, "module"));
+    if (!json_is_string(json_object_get(cuda, "driver")))
+        return;
+    fprintf(out, "driver       for CUDA %s; built with %s\n", member(cuda, "driver"),
+            member(cuda, "runtime"));
+    if (!json_is_string(json_object_get(cuda, "device")))
+        return;
+    double bytes = (double)json_integer_value(json_object_get(cuda, "memory"));
+    fprintf(out, "GPU          %s, compute capability %s, %s\n", member(cuda, "device"),
+            member(cuda, "compute_capability"), size_text(bytes, memory));
+    fprintf(out, "cuDNN        %s\n", member(cuda, "cudnn"));
+}
+
 static void print_facts(FILE *out, const json_t *facts)
 {
     const json_t *libraries = json_object_get(facts, "libraries");
@@ -168,8 +236,7 @@ static void print_facts(FILE *out, const json_t *facts)
             (long long)json_integer_value(json_object_get(cpu, "threads")));
     print_list(out, "features     ", json_object_get(cpu, "features"));
     print_list(out, "precisions   ", json_object_get(cpu, "precisions"));
-    fprintf(out, "CUDA         %s\n",
-            json_is_true(json_object_get(cuda, "usable")) ? "usable" : member(cuda, "problem"));
+    print_cuda(out, cuda);
     fprintf(out, "weights      %s\n",
             json_is_string(json_object_get(model, "default")) ? member(model, "default")
                                                               : member(model, "problem"));

@@ -102,13 +102,13 @@ static dm_status choose_precision(dm_predictor *p, dm_error *err)
         p->precision = DM_PRECISION_FLOAT32;
         for (size_t i = 0; i < sizeof fastest / sizeof *fastest; i++) {
             bool listed = p->model->native_precisions >> fastest[i] & 1u;
-            if (listed && p->backend->supports(fastest[i])) {
+            if (listed && p->backend->supports(p->device, fastest[i])) {
                 p->precision = fastest[i];
                 break;
             }
         }
     }
-    if (!p->backend->supports(p->precision))
+    if (!p->backend->supports(p->device, p->precision))
         return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use --precision float32, or auto",
                          "precision %s is not something the device '%s' does natively",
                          precision_name(p->precision), p->backend->name);
@@ -176,8 +176,13 @@ static dm_status prepare(dm_predictor *p, unsigned at_once, dm_error *err)
     if (p->state)
         p->backend->destroy(p->state);
     p->at_once = at_once;
-    dm_status status =
-        p->backend->create(p->plan, p->device, p->threads, at_once, p->batch, &p->state, err);
+    const backend_options options = {.device = p->device,
+                                     .precision = p->precision,
+                                     .threads = p->threads,
+                                     .at_once = at_once,
+                                     .batch = p->batch,
+                                     .memory = p->options.memory_bytes};
+    dm_status status = p->backend->create(p->plan, &options, &p->state, err);
     if (status != DM_OK) {
         predictor_drop_plan(p);
         error_at(err, p->model->path);
@@ -233,7 +238,7 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
         status = predictor_tile_create(p, err);
     /* A tile that depends on the volume has no plan yet. */
     if (status == DM_OK && p->plan)
-        status = prepare(p, p->threads, err);
+        status = prepare(p, predictor_on_device(p) ? 1 : p->threads, err);
     if (status == DM_OK)
         *predictor = p;
     else

@@ -72,6 +72,9 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
 dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err);
 void predictor_drop_plan(dm_predictor *p);
 
+/* Does the backend have memory of its own, and work on windows in batches? */
+bool predictor_on_device(const dm_predictor *p);
+
 const char *precision_name(dm_precision precision);
 
 #endif

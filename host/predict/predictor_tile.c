@@ -12,6 +12,8 @@
 #define OVERLAP_DEFAULT 0.5
 /* Of what can be had, where nobody said how much: others want some too. */
 #define AUTO_SHARE 0.8
+/* Libraries' workspaces and tables on a device. */
+#define DEVICE_BYTES (288.0 * 1048576)
 /* Choices, each with a better estimate than the one before. */
 #define CHOICES 4
 /* More work for which nobody should read ahead: that gains a few percent. */
@@ -99,6 +101,40 @@ static dm_status check_auto(dm_predictor *p, dm_error *err)
 
 /* ---- Memory --------------------------------------------------------------------------------- */
 
+/* A device has memory of its own, and that is what is counted then: the weights once, the windows of
+ * the smallest batch. Volumes that do not fit beside them pass through it in slabs. */
+bool predictor_on_device(const dm_predictor *p)
+{
+    return p->backend->free_memory != NULL;
+}
+
+static double program_bytes(const dm_predictor *p)
+{
+    return predictor_on_device(p) ? p->plan->weight_bytes + DEVICE_BYTES
+                                  : tile_program_bytes(p->plan);
+}
+
+/* On a device, as on the CPU, convolutions may have a copy of their input and one of their result. */
+static double worker_bytes(const dm_predictor *p)
+{
+    double largest = 0;
+    if (!predictor_on_device(p))
+        return tile_worker_bytes(p->plan);
+    for (size_t i = 0; i < p->plan->n_tensors; i++)
+        largest = fmax(largest, (double)p->plan->tensors[i].buffer_bytes);
+    return (double)p->plan->arena_bytes + 2 * largest;
+}
+
+static double thread_bytes(const dm_predictor *p)
+{
+    return predictor_on_device(p) ? 0 : tile_thread_bytes(p->plan);
+}
+
+static unsigned most_at_once(const dm_predictor *p)
+{
+    return predictor_on_device(p) ? 1 : p->threads;
+}
+
 /* What a volume takes whatever the tile: PET, dose map, what the caller holds, the dose on another
  * grid, and labels: their runs and sorted doses, or the ids while they are read. */
 static double volume_bytes(const dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
@@ -132,24 +168,31 @@ static dm_status error_too_large(const dm_predictor *p, const size_t tile[3], do
                      "that %s",
                      tile[0], tile[1], tile[2], size_text(needed, need),
                      size_text(p->memory_limit, limit),
-                     p->options.memory_bytes ? "--memory allows" : "this process can have");
+                     p->options.memory_bytes  ? "--memory allows"
+                     : predictor_on_device(p) ? "the device has free"
+                                              : "this process can have");
 }
 
 /* Before a volume is there: one window of it, at least. */
 static dm_status check_window(const dm_predictor *p, dm_error *err)
 {
-    double program = tile_program_bytes(p->plan);
-    double needed =
-        tile_memory(program, tile_worker_bytes(p->plan), tile_thread_bytes(p->plan), p->tile, 1, 1);
+    double program = program_bytes(p);
+    double needed = tile_memory(program, worker_bytes(p), thread_bytes(p), p->tile, 1, 1);
     return needed <= p->memory_limit ? DM_OK : error_too_large(p, p->tile, needed, program, err);
 }
 
 /* ---- For all volumes ------------------------------------------------------------------------ */
 
-static void set_limit(dm_predictor *p)
+static dm_status set_limit(dm_predictor *p, dm_error *err)
 {
-    size_t bytes = p->options.memory_bytes ? p->options.memory_bytes : available_memory();
+    size_t bytes = p->options.memory_bytes;
+    dm_status status = DM_OK;
+    if (bytes == 0 && predictor_on_device(p))
+        status = p->backend->free_memory(p->device, &bytes, err);
+    else if (bytes == 0)
+        bytes = available_memory();
     p->memory_limit = bytes == SIZE_MAX ? INFINITY : (double)bytes;
+    return status;
 }
 
 /* Memory is proportional to voxels: a plan of the patch tells how much. */
@@ -159,9 +202,9 @@ static dm_status measure_patch(dm_predictor *p, dm_error *err)
     dm_status status = predictor_plan(p, patch, err);
     if (status != DM_OK)
         return status;
-    p->program_bytes = tile_program_bytes(p->plan);
-    p->worker_per_voxel = tile_worker_bytes(p->plan) / (double)(patch[0] * patch[1] * patch[2]);
-    p->thread_bytes = tile_thread_bytes(p->plan);
+    p->program_bytes = program_bytes(p);
+    p->worker_per_voxel = worker_bytes(p) / (double)(patch[0] * patch[1] * patch[2]);
+    p->thread_bytes = thread_bytes(p);
     predictor_drop_plan(p);
     return DM_OK;
 }
@@ -171,8 +214,9 @@ dm_status predictor_tile_create(dm_predictor *p, dm_error *err)
     const size_t *asked = p->options.tile;
     bool some_auto =
         asked[0] == DM_TILE_AUTO || asked[1] == DM_TILE_AUTO || asked[2] == DM_TILE_AUTO;
-    set_limit(p);
-    dm_status status = some_auto ? check_auto(p, err) : check_tiles(p, err);
+    dm_status status = set_limit(p, err);
+    if (status == DM_OK)
+        status = some_auto ? check_auto(p, err) : check_tiles(p, err);
     if (status != DM_OK)
         return status;
     if (is_auto(p))
@@ -214,9 +258,8 @@ static size_t count_windows(const size_t volume[3], const volume_tile *w)
 static double planned_bytes(const dm_predictor *p, const size_t volume[3], double volumes,
                             const volume_tile *w)
 {
-    return tile_memory(tile_program_bytes(p->plan) + volumes, tile_worker_bytes(p->plan),
-                       p->threads * tile_thread_bytes(p->plan), w->tile, count_windows(volume, w),
-                       w->at_once);
+    return tile_memory(program_bytes(p) + volumes, worker_bytes(p), p->threads * thread_bytes(p),
+                       w->tile, count_windows(volume, w), w->at_once);
 }
 
 static tile_task make_task(const dm_predictor *p, const size_t volume[3], double volumes)
@@ -224,7 +267,7 @@ static tile_task make_task(const dm_predictor *p, const size_t volume[3], double
     const graph *g = &p->model->graph;
     bool given = p->options.memory_bytes > 0;
     tile_task task = {.overlap = p->overlap,
-                      .threads = p->threads,
+                      .threads = most_at_once(p),
                       .fixed_bytes = p->program_bytes + volumes,
                       .worker_per_voxel = p->worker_per_voxel,
                       .thread_bytes = p->thread_bytes,
@@ -254,10 +297,10 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
         if (!fits || planned_bytes(p, volume, volumes, w) <= task.limit_bytes)
             break;
         double voxels = (double)w->tile[0] * (double)w->tile[1] * (double)w->tile[2];
-        double more = tile_worker_bytes(p->plan) / voxels / task.worker_per_voxel;
+        double more = worker_bytes(p) / voxels / task.worker_per_voxel;
         task.worker_per_voxel *= fmax(more, 1.02);
-        task.thread_bytes = fmax(task.thread_bytes, tile_thread_bytes(p->plan));
-        task.fixed_bytes = fmax(task.fixed_bytes, tile_program_bytes(p->plan) + volumes);
+        task.thread_bytes = fmax(task.thread_bytes, thread_bytes(p));
+        task.fixed_bytes = fmax(task.fixed_bytes, program_bytes(p) + volumes);
     }
     return DM_OK;
 }
@@ -265,7 +308,7 @@ static dm_status choose(dm_predictor *p, const size_t volume[3], double volumes,
 dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
                              const grid_map *map, volume_tile *w, dm_error *err)
 {
-    double volumes = volume_bytes(p, pet, labels, map);
+    double volumes = predictor_on_device(p) ? 0 : volume_bytes(p, pet, labels, map);
     dm_status status;
     if (is_auto(p)) {
         status = choose(p, map->dim, volumes, w, err);
@@ -275,7 +318,7 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
         if (status == DM_OK)
             status = predictor_plan(p, w->tile, err);
         if (status == DM_OK)
-            w->at_once = tile_at_once(count_windows(map->dim, w), p->threads);
+            w->at_once = tile_at_once(count_windows(map->dim, w), most_at_once(p));
     }
     if (status != DM_OK)
         return status;
@@ -286,7 +329,7 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
     }
     if (w->memory_bytes <= p->memory_limit)
         return DM_OK;
-    return error_too_large(p, w->tile, w->memory_bytes, tile_program_bytes(p->plan) + volumes, err);
+    return error_too_large(p, w->tile, w->memory_bytes, program_bytes(p) + volumes, err);
 }
 
 /* ---- Room for other volumes ----------------------------------------------------------------- */
@@ -310,7 +353,9 @@ bool dm_predictor_reserve(dm_predictor *p, const dm_grid *grid, const dm_labels 
         return false;
     double without = volume_bytes(p, &pet, labels, &map);
     p->volumes_beside = volumes;
-    if (is_auto(p)) {
+    if (predictor_on_device(p)) { /* other volumes wait in the host's memory */
+        room = volume_bytes(p, &pet, labels, &map) <= AUTO_SHARE * (double)available_memory();
+    } else if (is_auto(p)) {
         tile_choice most, reserved;
         const tile_task task = make_task(p, map.dim, without),
                         less = make_task(p, map.dim, volume_bytes(p, &pet, labels, &map));

@@ -137,7 +137,7 @@ static void test_results_do_not_depend_on_other_threads(void **state)
         jobs[i].options.force_tile = true;
         for (int a = 0; i >= 2 && a < 3; a++)
             jobs[i].options.tile[a] = DM_TILE_WHOLE; /* the threads share one window */
-        if (i == 0 && cpu_backend.supports(DM_PRECISION_BF16))
+        if (i == 0 && cpu_backend.supports("cpu", DM_PRECISION_BF16))
             jobs[i].options.precision = DM_PRECISION_BF16;
         make_test_folder(jobs[i].folder);
         snprintf(jobs[i].dose, sizeof jobs[i].dose, "%s/dose.nii.%s", jobs[i].folder,

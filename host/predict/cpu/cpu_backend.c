@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -20,12 +19,10 @@
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/gather.h"
+#include "predict/job_messages.h"
 #include "predict/stitch.h"
 
 #define PROGRESS_SECONDS 0.1
-/* Share of the progress bar for the network; resampling and histograms have the rest. */
-#define NETWORK_SHARE 0.97
-
 typedef struct cpu_state {
     const plan *plan;
     network *network;
@@ -73,19 +70,19 @@ static void destroy(void *state)
     free(s);
 }
 
-static dm_status create(const plan *steps, const char *device, unsigned threads, unsigned at_once,
-                        unsigned batch, void **state, dm_error *err)
+/* The device and the batch mean nothing here: there is one CPU, which runs one window at a time
+ * (predict/cpu/network.h). */
+static dm_status create(const plan *steps, const backend_options *options, void **state,
+                        dm_error *err)
 {
-    (void)device; /* there is one CPU */
-    (void)batch;  /* one window at a time: predict/cpu/network.h */
     dm_status status;
     cpu_state *s = array_zero(1, sizeof *s);
     *state = NULL;
     if (!s)
         return error_memory(err, sizeof *s, "the CPU backend");
     s->plan = steps;
-    s->threads = threads;
-    s->n_workers = at_once;
+    s->threads = options->threads;
+    s->n_workers = options->at_once;
     s->workers = array_zero(s->n_workers, sizeof *s->workers);
     if (!s->workers) {
         status = error_memory(err, s->n_workers * sizeof *s->workers, "workers");
@@ -94,7 +91,7 @@ static dm_status create(const plan *steps, const char *device, unsigned threads,
     char name[128];
     snprintf(s->description, sizeof s->description, "%s; %s", cpu_name(name, sizeof name),
              network_library());
-    status = network_create(steps, threads / at_once, &s->network, err);
+    status = network_create(steps, options->threads / options->at_once, &s->network, err);
 done:
     if (status == DM_OK)
         *state = s;
@@ -119,14 +116,8 @@ static void fail(cpu_run *run, size_t window, const dm_error *error)
 
 static void fail_input(cpu_run *run, size_t window, const size_t bad[3])
 {
-    const dm_volume *pet = run->job->pet;
-    float value = pet->data[bad[0] + pet->grid.dim[0] * (bad[1] + pet->grid.dim[1] * bad[2])];
     dm_error error = {0};
-    error_set(&error, DM_ERROR_VALUE, NULL,
-              "check the PET's values and units; negative values do not fit this model",
-              "the model's intensity transform has no finite value for voxel (%zu, %zu, %zu), "
-              "%g as stored, %g in the input quantity",
-              bad[0], bad[1], bad[2], (double)value, (double)(value * run->job->input_factor));
+    job_bad_input(run->job, bad, &error);
     fail(run, window, &error);
 }
 
@@ -218,23 +209,6 @@ static dm_status make_threads(cpu_run *run, unsigned n, cpu_thread **threads, dm
 
 /* ---- Stages --------------------------------------------------------------------------------- */
 
-static dm_status report(const predict_job *job, double share, const char *stage, dm_error *err)
-{
-    if (job->progress && job->progress(job->progress_user, share, stage) != 0)
-        return error_set(err, DM_CANCELLED, NULL, NULL, "cancelled");
-    return DM_OK;
-}
-
-static dm_status not_finite(const predict_job *job, const size_t model[3], const char *what,
-                            dm_error *err)
-{
-    size_t ijk[3];
-    stored_voxel(&job->pet->grid, job->map, model, ijk);
-    return error_set(err, DM_ERROR_VALUE, NULL,
-                     "check the PET's units; if the values are right, the model does not suit them",
-                     "%s is not finite at voxel (%zu, %zu, %zu)", what, ijk[0], ijk[1], ijk[2]);
-}
-
 /* What became of the workers, after they have ended. */
 static dm_status outcome(cpu_run *run, dm_status status, dm_error *err)
 {
@@ -247,7 +221,7 @@ static dm_status outcome(cpu_run *run, dm_status status, dm_error *err)
         return run->error.status;
     }
     if (stitch_not_finite(run->stitch, bad))
-        return not_finite(run->job, bad, "the network's output", err);
+        return job_not_finite(run->job, bad, job_network_output, err);
     return DM_OK;
 }
 
@@ -260,13 +234,13 @@ static dm_status run_windows(cpu_run *run, dm_error *err)
         n = (unsigned)job->tiling->count;
     dm_status status = make_threads(run, n, &threads, err);
     if (status == DM_OK)
-        status = report(job, 0, "network", err);
+        status = job_report(job, 0, "network", err);
     if (status == DM_OK)
         status = start_threads(threads, n, &started, err);
     size_t done = 0;
     while (status == DM_OK && !stitch_wait(run->stitch, PROGRESS_SECONDS, &done))
-        status =
-            report(job, NETWORK_SHARE * (double)done / (double)job->tiling->count, "network", err);
+        status = job_report(job, NETWORK_SHARE * (double)done / (double)job->tiling->count,
+                            "network", err);
     if (status != DM_OK)
         stitch_stop(run->stitch);
     for (unsigned i = 0; i < started; i++)
@@ -318,13 +292,6 @@ static dm_status resample_back(const predict_job *job, float *model, dm_volume *
     return status;
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Windows, division, and back onto the PET's grid. `sum` holds zeros. */
 static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result, dm_error *err)
 {
@@ -334,21 +301,21 @@ static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result,
     dm_status status = stitch_create(job->tiling, sum, slots, &run->stitch, err);
     if (status != DM_OK)
         return status;
-    double start = now();
+    double start = job_clock();
     status = run_windows(run, err);
-    result->seconds_network = now() - start;
+    result->seconds_network = job_clock() - start;
     result->windows_run = run->run;
     result->windows_skipped = run->skipped;
     result->batch = 1;
     stitch_free(run->stitch);
     if (status == DM_OK)
-        status = report(job, NETWORK_SHARE, "stitch", err);
+        status = job_report(job, NETWORK_SHARE, "stitch", err);
     if (status != DM_OK)
         return status;
     status = stitch_finish(job->tiling, sum, job->output_intensity, job->output_factor,
                            run->state->threads, bad, err);
     if (status == DM_ERROR_VALUE)
-        return not_finite(job, bad, "the dose after the model's output transform", err);
+        return job_not_finite(job, bad, job_transformed_dose, err);
     if (status == DM_OK && !job->map->exact)
         status = resample_back(job, sum.data, result->dose, run->state->threads, err);
     return status;
@@ -360,7 +327,7 @@ static dm_status run(void *state, const predict_job *job, predict_result *result
     cpu_run r = {.job = job, .state = s};
     float *model = NULL;
     strided sum;
-    double start = now();
+    double start = job_clock();
     result->dvh = NULL;
     pthread_mutex_init(&r.lock, NULL);
     dm_status status = gather_make(job, s->plan->options.type, &r.gather, err);
@@ -380,13 +347,13 @@ static dm_status run(void *state, const predict_job *job, predict_result *result
     }
     status = predict_dose(&r, sum, result, err);
     if (status == DM_OK && job->labels) {
-        status = report(job, 0.99, "dvh", err);
+        status = job_report(job, 0.99, "dvh", err);
         if (status == DM_OK)
             status =
                 dm_dvh_compute(result->dose, job->labels, &job->dvh_options, &result->dvh, err);
     }
     if (status == DM_OK)
-        status = report(job, 1, "done", err);
+        status = job_report(job, 1, "done", err);
 done:
     if (status != DM_OK) {
         dm_dvh_free(result->dvh);
@@ -395,14 +362,20 @@ done:
     gather_clear(&r.gather);
     free(model);
     pthread_mutex_destroy(&r.lock);
-    result->seconds_total = now() - start;
+    result->seconds_total = job_clock() - start;
     return status;
+}
+
+static bool supports(const char *device, dm_precision precision)
+{
+    (void)device;
+    return network_supports(precision);
 }
 
 const backend cpu_backend = {.name = "cpu",
                              .description = describe,
                              .plan_needs = network_plan_needs,
-                             .supports = network_supports,
+                             .supports = supports,
                              .create = create,
                              .run = run,
                              .destroy = destroy};

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA backend: which devices can be used, and what stays on one between volumes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "predict/cuda/cuda_state.h"
+#include "predict/cuda/device_check.h"
+#include "predict/cuda_module.h"
+
+/* Oldest devices that the kernels are built for. */
+#define CAPABILITY_MAJOR 8
+/* Where the device does not say how large its second-level cache is. */
+#define CACHE_BYTES ((size_t)40 << 20)
+/* Voxels of a batch from which larger ones gain nothing: 64 windows of 32^3. */
+#define BATCH_VOXELS ((size_t)64 << 15)
+#define BATCH_MAX 256
+
+/* ---- Devices -------------------------------------------------------------------------------- */
+
+static dm_status explain_count(cudaError_t code, const cuda_facts *facts, dm_error *err)
+{
+    int needs = facts->runtime;
+    if (facts->driver == 0 && (code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice))
+        return error_set(err, DM_ERROR_DEVICE, NULL,
+                         "install the NVIDIA driver, or use --device cpu",
+                         "there is no NVIDIA driver");
+    if (code == cudaErrorInsufficientDriver)
+        return error_set(
+            err, DM_ERROR_DEVICE, NULL, "update the NVIDIA driver, or use --device cpu",
+            "the NVIDIA driver knows CUDA %d.%d, needed is %d.%d", facts->driver / 1000,
+            facts->driver % 1000 / 10, needs / 1000, needs % 1000 / 10);
+    if (code == cudaErrorNoDevice)
+        return error_set(
+            err, DM_ERROR_DEVICE, NULL,
+            "see whether 'nvidia-smi' lists one and CUDA_VISIBLE_DEVICES allows it, or "
+            "use --device cpu",
+            "the NVIDIA driver finds no CUDA device");
+    return device_check(code, "looking for devices", err);
+}
+
+static dm_status probe(int device, cuda_facts *facts, dm_error *err)
+{
+    struct cudaDeviceProp properties;
+    *facts = (cuda_facts){0};
+    (void)cudaRuntimeGetVersion(&facts->runtime);
+    (void)cudaDriverGetVersion(&facts->driver);
+    cudaError_t code = cudaGetDeviceCount(&facts->devices);
+    if (code != cudaSuccess || facts->devices < 1) {
+        (void)cudaGetLastError();
+        return explain_count(code == cudaSuccess ? cudaErrorNoDevice : code, facts, err);
+    }
+    if (device >= facts->devices)
+        return error_set(err, DM_ERROR_DEVICE, NULL, "use a lower number",
+                         "there is no device cuda:%d; there %s %d, counted from 0", device,
+                         facts->devices == 1 ? "is" : "are", facts->devices);
+    code = cudaGetDeviceProperties(&properties, device);
+    if (code != cudaSuccess)
+        return device_check(code, "asking for a device's properties", err);
+    snprintf(facts->device, sizeof facts->device, "%s", properties.name);
+    facts->capability[0] = properties.major;
+    facts->capability[1] = properties.minor;
+    facts->memory = properties.totalGlobalMem;
+    dm_status status = convolution_library_probe(facts->cudnn, err);
+    if (properties.major < CAPABILITY_MAJOR)
+        return error_set(err, DM_ERROR_DEVICE, NULL,
+                         "use --device cpu, or a device of compute capability 8.0 or higher "
+                         "(Ampere, 2020, or newer)",
+                         "%s has compute capability %d.%d, needed is at least %d.0",
+                         properties.name, properties.major, properties.minor, CAPABILITY_MAJOR);
+    return status;
+}
+
+static dm_status free_memory(const char *device, size_t *bytes, dm_error *err)
+{
+    size_t total;
+    int number = cuda_device_number(device);
+    cudaError_t code = cudaSetDevice(number < 0 ? 0 : number); /* auto is the first */
+    if (code == cudaSuccess)
+        code = cudaMemGetInfo(bytes, &total);
+    return device_check(code, "asking for the device's memory", err);
+}
+
+/* All devices of compute capability 8.0 have all types, and there are no others here. */
+static bool supports(const char *device, dm_precision precision)
+{
+    (void)device;
+    return precision == DM_PRECISION_FLOAT32 || precision == DM_PRECISION_TF32 ||
+           precision == DM_PRECISION_BF16 || precision == DM_PRECISION_FP16;
+}
+
+/* ---- State ---------------------------------------------------------------------------------- */
+
+static const char *describe(void *state)
+{
+    return ((const cuda_state *)state)->description;
+}
+
+static void destroy(void *state)
+{
+    cuda_state *s = state;
+    if (!s)
+        return;
+    (void)cudaSetDevice(s->device);
+    device_network_free(s->network);
+    device_parameters_free(s->parameters);
+    convolution_library_free(s->library);
+    if (s->stream)
+        (void)cudaStreamDestroy(s->stream);
+    free(s);
+}
+
+static dm_status open_device(cuda_state *s, dm_error *err)
+{
+    struct cudaDeviceProp properties;
+    cudaError_t code = cudaSetDevice(s->device);
+    if (code == cudaSuccess)
+        code = cudaGetDeviceProperties(&properties, s->device);
+    if (code == cudaSuccess) {
+        code = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+        s->stream = code == cudaSuccess ? s->stream : NULL;
+    }
+    if (code != cudaSuccess)
+        return device_check(code, "opening the device", err);
+    snprintf(s->device_name, sizeof s->device_name, "%s", properties.name);
+    /* A half of it: the library's weights and workspaces want some too. */
+    s->cache_bytes =
+        (properties.l2CacheSize > 0 ? (size_t)properties.l2CacheSize : CACHE_BYTES) / 2;
+    return DM_OK;
+}
+
+static void note_description(cuda_state *s)
+{
+    const char *rejected = s->network ? device_network_rejections(s->network) : "";
+    snprintf(s->description, sizeof s->description, "%s; %s%s%s", s->device_name,
+             convolution_library_name(s->library), *rejected ? "; not used: " : "", rejected);
+}
+
+static dm_status create(const plan *steps, const backend_options *options, void **state,
+                        dm_error *err)
+{
+    cuda_state *s = array_zero(1, sizeof *s);
+    *state = NULL;
+    if (!s)
+        return error_memory(err, sizeof *s, "the CUDA backend");
+    int number = cuda_device_number(options->device);
+    s->plan = steps;
+    s->device = number < 0 ? 0 : number;
+    s->batch = options->batch;
+    s->memory_limit = options->memory;
+    s->tf32 = options->precision == DM_PRECISION_TF32;
+    dm_status status = open_device(s, err);
+    if (status == DM_OK)
+        status = convolution_library_open(&s->library, err);
+    if (status == DM_OK)
+        status = device_parameters_create(steps->options.type, &s->parameters, err);
+    if (status == DM_OK) {
+        note_description(s);
+        *state = s;
+    } else {
+        destroy(s);
+    }
+    return status;
+}
+
+dm_status cuda_state_network(cuda_state *s, unsigned batch, dm_error *err)
+{
+    if (s->network && s->network_batch == batch)
+        return DM_OK;
+    const device_network_options options = {.batch = batch,
+                                            .tf32 = s->tf32,
+                                            .join_head = true,
+                                            .cache_bytes = s->cache_bytes,
+                                            .library = s->library,
+                                            .parameters = s->parameters,
+                                            .stream = s->stream};
+    device_network_free(s->network);
+    s->network = NULL;
+    dm_status status = device_network_create(s->plan, &options, &s->network, err);
+    s->network_batch = batch;
+    if (status == DM_OK)
+        note_description(s);
+    return status;
+}
+
+/* Volumes of few windows have them shared out evenly; others keep one size, so that a cohort needs
+ * one network. Above 8 a multiple of 8, which has portions of many sizes. */
+unsigned cuda_state_batch(const cuda_state *s, size_t windows)
+{
+    const size_t *tile = s->plan->tensors[s->plan->input].dim;
+    size_t most = BATCH_VOXELS / (tile[0] * tile[1] * tile[2]);
+    most = most < 1 ? 1 : most > BATCH_MAX ? BATCH_MAX : most;
+    if (s->batch > 0)
+        most = s->batch;
+    if (windows == 0)
+        windows = 1;
+    if (s->batch > 0 || windows >= 4 * most)
+        return (unsigned)(most < windows ? most : windows);
+    size_t batches = (windows + most - 1) / most, each = (windows + batches - 1) / batches;
+    return (unsigned)(each > 8 ? (each + 7) / 8 * 8 : each);
+}
+
+/* ---- The module ----------------------------------------------------------------------------- */
+
+const backend cuda_backend = {.name = "cuda",
+                              .description = describe,
+                              .plan_needs = device_network_plan_needs,
+                              .supports = supports,
+                              .free_memory = free_memory,
+                              .create = create,
+                              .run = cuda_run,
+                              .destroy = destroy};
+
+DM_API dm_status dosemap_cuda_backend(const cuda_module_stamp *stamp, const cuda_module **module,
+                                      dm_error *err);
+
+dm_status dosemap_cuda_backend(const cuda_module_stamp *stamp, const cuda_module **module,
+                               dm_error *err)
+{
+    static const cuda_module here = {.backend = &cuda_backend,
+#ifdef DOSEMAP_EMULATED_CUDA
+                                     .emulated = true,
+#endif
+                                     .probe = probe};
+    const cuda_module_stamp own = CUDA_MODULE_STAMP;
+    *module = NULL;
+    if (strcmp(stamp->version, own.version) != 0 ||
+        memcmp(stamp->sizes, own.sizes, sizeof own.sizes) != 0)
+        return error_set(err, DM_ERROR_DEVICE, NULL, "install program and module of one build",
+                         "the CUDA module belongs to another build of dosemap (%s, program %s)",
+                         own.version, stamp->version);
+    *module = &here;
+    return DM_OK;
+}

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One job on the device, and what the files that run it share.
+ *
+ * A slab is some rows of windows along the model's z. For it the device holds the planes of the PET
+ * that its windows reach, and the sums of its planes; planes that the next slab adds to stay, the
+ * others are finished and go to the host. Usually everything fits and there is one slab, which never
+ * leaves the device until the dose is complete; then the sums lie where the dose will (exact maps)
+ * and the way back to the PET's grid and the histograms are the device's too.
+ */
+#ifndef DOSEMAP_PREDICT_CUDA_CUDA_RUN_PARTS_H
+#define DOSEMAP_PREDICT_CUDA_CUDA_RUN_PARTS_H
+
+#include "predict/cuda/cuda_state.h"
+#include "predict/cuda/device_transfer.h"
+#include "predict/resample.h"
+
+/* First faults of the input transform, the network's output, the output's transform. */
+enum { FAULT_INPUT, FAULT_OUTPUT, FAULT_DOSE, FAULTS };
+
+enum { OWNED_MAX = 48 };
+
+typedef struct slab {
+    size_t row, row_end; /* of windows, along z */
+    size_t low, high;    /* planes of the model's grid that they reach */
+    size_t final;        /* planes below this get nothing from later slabs */
+    size_t pet, pet_end; /* planes of the PET along pet_axis that they need */
+} slab;
+
+typedef struct device_job {
+    cuda_state *state;
+    const predict_job *job;
+    predict_result *result;
+    unsigned batch;
+    size_t rows; /* of windows in a slab; all of them: everything stays on the device */
+    bool whole;
+    int pet_axis; /* stored axis that is the model's z */
+
+    device_transfer transfer;
+    void *owned[OWNED_MAX]; /* device memory of this job */
+    size_t n_owned, bytes;
+    axis_table to_model[3], from_model[3]; /* on the host; empty for exact maps */
+    device_axis_table back[3];
+    device_tiling tiling;
+    device_gather gather;
+    device_volume sum;
+    float *d_pet, *d_sum, *d_dose; /* d_dose: whole only; exact: d_sum is d_dose */
+    size_t pet_planes, sum_planes; /* that d_pet and d_sum hold */
+    float *model;                  /* on the host, slabs only: the dose on the model's grid */
+
+    unsigned *list; /* windows to run, with NO_WINDOW up to whole batches */
+    size_t n_list, n_run;
+    unsigned *d_list, *d_windows;
+    float *maximum, *d_maximum;
+    unsigned long long *d_faults, *faults; /* pinned: [2][FAULTS] */
+    cudaEvent_t done[2];
+    cudaGraphExec_t graph;
+    size_t windows_before; /* of earlier slabs */
+} device_job;
+
+/* cuda_run_setup.c: memory, tables and the network. */
+dm_status device_job_prepare(device_job *d, dm_error *err);
+void device_job_clear(device_job *d);
+slab device_job_slab(const device_job *d, size_t row);
+
+/* cuda_run_windows.c: the windows of a slab, added to d->sum. */
+dm_status device_job_windows(device_job *d, const slab *part, dm_error *err);
+/* Fault number `which` of the words that lie in `faults`. */
+dm_status device_job_fault(const device_job *d, const unsigned long long *faults, dm_error *err);
+
+/* cuda_run_dose.c: from sums to the dose on the PET's grid, in the job's result, and histograms. */
+dm_status device_job_upload(device_job *d, const slab *part, dm_error *err);
+dm_status device_job_begin_sum(device_job *d, const slab *part, size_t done, size_t high_before,
+                               dm_error *err);
+dm_status device_job_finish(device_job *d, const slab *part, size_t done, dm_error *err);
+dm_status device_job_dose(device_job *d, dm_error *err);
+dm_status device_job_histograms(device_job *d, dm_error *err);
+
+#endif

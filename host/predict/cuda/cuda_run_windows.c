@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The windows of a slab: which of them are air, then batch after batch through the network into the
+ * sums. Two batches are under way at most: while the device works on one, the host looks at the
+ * faults of the one before, reports progress, and asks whether to go on. The first batch is launched
+ * operation by operation; where more than two follow, the second is recorded as a CUDA graph, which
+ * then stands for all others. Where recording fails, they go on as the first one.
+ */
+#include <math.h>
+#include <nvtx3/nvToolsExt.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "predict/cuda/cuda_run_parts.h"
+#include "predict/cuda/device_check.h"
+#include "predict/job_messages.h"
+
+/* Batches from which recording pays. */
+#define GRAPH_BATCHES 3
+/* Windows per launch of the search for air. */
+#define AIR_WINDOWS 4096
+
+/* ---- Faults --------------------------------------------------------------------------------- */
+
+/* The voxel of the model's grid that a fault in a window names. */
+static void fault_voxel(const device_job *d, unsigned long long fault, size_t model[3])
+{
+    const tiling *t = d->job->tiling;
+    size_t voxels = t->tile[0] * t->tile[1] * t->tile[2];
+    size_t v = (size_t)fault % voxels;
+    const size_t at[3] = {v % t->tile[0], v / t->tile[0] % t->tile[1], v / t->tile[0] / t->tile[1]};
+    tiling_window(t, (size_t)fault / voxels, model);
+    for (int a = 0; a < 3; a++)
+        model[a] = model[a] + at[a] - t->pad_before[a];
+}
+
+dm_status device_job_fault(const device_job *d, const unsigned long long *faults, dm_error *err)
+{
+    const predict_job *job = d->job;
+    const size_t *dim = job->map->dim;
+    size_t model[3], stored[3];
+    if (faults[FAULT_INPUT] != NO_FAULT) {
+        fault_voxel(d, faults[FAULT_INPUT], model);
+        stored_voxel(&job->pet->grid, job->map, model, stored);
+        return job_bad_input(job, stored, err);
+    }
+    if (faults[FAULT_OUTPUT] != NO_FAULT) {
+        fault_voxel(d, faults[FAULT_OUTPUT], model);
+        return job_not_finite(job, model, job_network_output, err);
+    }
+    if (faults[FAULT_DOSE] != NO_FAULT) {
+        size_t v = (size_t)faults[FAULT_DOSE];
+        const size_t at[3] = {v % dim[0], v / dim[0] % dim[1], v / dim[0] / dim[1]};
+        return job_not_finite(job, at, job_transformed_dose, err);
+    }
+    return DM_OK;
+}
+
+/* ---- Air ------------------------------------------------------------------------------------ */
+
+static dm_status find_maxima(device_job *d, size_t n, dm_error *err)
+{
+    cudaStream_t stream = d->state->stream;
+    cudaError_t code =
+        cudaMemcpyAsync(d->d_list, d->list, n * sizeof *d->list, cudaMemcpyHostToDevice, stream);
+    for (size_t i = 0; i < n && code == cudaSuccess; i += AIR_WINDOWS)
+        code = kernel_window_maximum(&d->gather, d->d_list + i,
+                                     (unsigned)(n - i < AIR_WINDOWS ? n - i : AIR_WINDOWS),
+                                     d->d_maximum + i, stream);
+    if (code == cudaSuccess)
+        code = cudaMemcpyAsync(d->maximum, d->d_maximum, n * sizeof *d->maximum,
+                               cudaMemcpyDeviceToHost, stream);
+    if (code == cudaSuccess)
+        code = cudaStreamSynchronize(stream);
+    return device_check(code, "looking for windows of air", err);
+}
+
+/* The windows of a slab that are not air, in ascending order, on the device. */
+static dm_status list_windows(device_job *d, const slab *part, dm_error *err)
+{
+    const tiling *t = d->job->tiling;
+    size_t plane = t->n[0] * t->n[1], n = (part->row_end - part->row) * plane, kept = 0;
+    dm_status status = DM_OK;
+    for (size_t i = 0; i < n; i++)
+        d->list[i] = (unsigned)(part->row * plane + i);
+    if (!(d->job->skip_air <= -INFINITY)) {
+        status = find_maxima(d, n, err);
+        for (size_t i = 0; status == DM_OK && i < n; i++)
+            if (!(d->maximum[i] < d->job->skip_air))
+                d->list[kept++] = d->list[i];
+    } else {
+        kept = n;
+    }
+    if (status != DM_OK)
+        return status;
+    d->result->windows_run += kept;
+    d->result->windows_skipped += n - kept;
+    d->n_run = kept;
+    for (d->n_list = kept; d->n_list % d->batch != 0; d->n_list++)
+        d->list[d->n_list] = NO_WINDOW;
+    /* From pageable memory: it has been read when this returns. */
+    return device_check(cudaMemcpyAsync(d->d_list, d->list, d->n_list * sizeof *d->list,
+                                        cudaMemcpyHostToDevice, d->state->stream),
+                        "copying the list of windows", err);
+}
+
+/* ---- Batches -------------------------------------------------------------------------------- */
+
+static cudaError_t fill(void *context, const device_tensor *input, unsigned first, unsigned samples,
+                        cudaStream_t stream)
+{
+    const device_job *d = context;
+    return kernel_gather(&d->gather, d->d_windows + first, samples, input,
+                         d->d_faults + FAULT_INPUT, stream);
+}
+
+static cudaError_t take(void *context, const device_tensor *output, unsigned first,
+                        unsigned samples, cudaStream_t stream)
+{
+    const device_job *d = context;
+    return kernel_stitch(&d->tiling, d->d_windows + first, samples, output, &d->sum,
+                         d->d_faults + FAULT_OUTPUT, stream);
+}
+
+static cudaError_t head(void *context, const device_convolution *convolution,
+                        const device_tensor *in, const device_epilogue *epilogue, unsigned first,
+                        unsigned samples, cudaStream_t stream)
+{
+    const device_job *d = context;
+    return kernel_head_stitch(convolution, in, epilogue, &d->tiling, d->d_windows + first, samples,
+                              &d->sum, d->d_faults + FAULT_OUTPUT, stream);
+}
+
+static dm_status launch_network(device_job *d, dm_error *err)
+{
+    const network_ends ends = {.context = d, .fill = fill, .take = take, .head = head};
+    return device_network_launch(d->state->network, &ends, err);
+}
+
+static void drop_graph(device_job *d)
+{
+    if (d->graph)
+        (void)cudaGraphExecDestroy(d->graph);
+    d->graph = NULL;
+}
+
+/* Leaves d->graph empty where it cannot be done. */
+static void record_graph(device_job *d)
+{
+    cudaStream_t stream = d->state->stream;
+    enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+    cudaGraph_t recorded = NULL;
+    bool complete = false;
+    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
+        complete = launch_network(d, NULL) == DM_OK;
+        if (cudaStreamEndCapture(stream, &recorded) != cudaSuccess) {
+            complete = false;
+            /* The stream is of no use until it has ended. */
+            if (cudaStreamIsCapturing(stream, &recording) == cudaSuccess &&
+                recording != cudaStreamCaptureStatusNone)
+                (void)cudaStreamEndCapture(stream, &recorded);
+        }
+    }
+    if (complete && cudaGraphInstantiate(&d->graph, recorded, 0) != cudaSuccess)
+        d->graph = NULL;
+    if (recorded)
+        (void)cudaGraphDestroy(recorded);
+    (void)cudaGetLastError();
+}
+
+static dm_status launch_batch(device_job *d, size_t batch, dm_error *err)
+{
+    cudaStream_t stream = d->state->stream;
+    dm_status status = device_check(cudaMemcpyAsync(d->d_windows, d->d_list + batch * d->batch,
+                                                    d->batch * sizeof *d->d_list,
+                                                    cudaMemcpyDeviceToDevice, stream),
+                                    "starting a batch", err);
+    if (status == DM_OK && d->graph)
+        status = device_check(cudaGraphLaunch(d->graph, stream), "running the network", err);
+    else if (status == DM_OK)
+        status = launch_network(d, err);
+    if (status != DM_OK)
+        return status;
+    cudaError_t code = cudaMemcpyAsync(d->faults + batch % 2 * FAULTS, d->d_faults,
+                                       FAULTS * sizeof *d->faults, cudaMemcpyDeviceToHost, stream);
+    if (code == cudaSuccess)
+        code = cudaEventRecord(d->done[batch % 2], stream);
+    return device_check(code, "starting a batch", err);
+}
+
+static dm_status await_batch(device_job *d, size_t batch, dm_error *err)
+{
+    dm_status status =
+        device_check(cudaEventSynchronize(d->done[batch % 2]), "running the network", err);
+    if (status == DM_OK)
+        status = device_job_fault(d, d->faults + batch % 2 * FAULTS, err);
+    if (status != DM_OK)
+        return status;
+    size_t done = (batch + 1) * d->batch < d->n_run ? (batch + 1) * d->batch : d->n_run;
+    return job_report(
+        d->job, NETWORK_SHARE * (double)(d->windows_before + done) / (double)d->job->tiling->count,
+        "network", err);
+}
+
+dm_status device_job_windows(device_job *d, const slab *part, dm_error *err)
+{
+    nvtxRangePushA("windows");
+    dm_status status = list_windows(d, part, err);
+    size_t batches = status == DM_OK ? d->n_list / d->batch : 0;
+    for (size_t b = 0; b < batches && status == DM_OK; b++) {
+        if (b == 1 && batches >= GRAPH_BATCHES)
+            record_graph(d);
+        status = launch_batch(d, b, err);
+        if (status == DM_OK && b > 0)
+            status = await_batch(d, b - 1, err);
+    }
+    if (status == DM_OK && batches > 0)
+        status = await_batch(d, batches - 1, err);
+    drop_graph(d); /* the next slab lies elsewhere */
+    d->windows_before += (part->row_end - part->row) * d->job->tiling->n[0] * d->job->tiling->n[1];
+    nvtxRangePop();
+    return status;
+}

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A plan on the device for batches of one fixed size: every buffer placed, every kernel chosen, every
+ * plan of the vendor's library compared once with a convolution of ours. A launch is the same
+ * sequence of work each time, so that it can be captured into a CUDA graph.
+ *
+ *     fill --> operations of the plan --> take, or the last convolution joined with what takes it
+ *
+ * Convolutions are tried in this order: the kernel for first layers; the library, with bias,
+ * residual and activation where it joins them and else with a pointwise pass behind it; the
+ * tensor-core kernel for views, and where the library has nothing that computes rightly; the kernel
+ * for any case. The library reads and writes dense tensors only: a view goes to it through a copy if
+ * no kernel of ours takes it, and its result reaches a view by the pointwise pass that adds the bias.
+ */
+#ifndef DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_H
+#define DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_H
+
+#include "kernels/kernels.h"
+#include "model/plan.h"
+#include "predict/cuda/device_parameters.h"
+#include "predict/cuda/library_convolution.h"
+
+typedef struct device_network device_network;
+
+typedef struct device_network_options {
+    unsigned batch;
+    bool tf32;
+    bool join_head;     /* the last convolution goes to ends->head where the kernel takes it */
+    size_t cache_bytes; /* of the device's second-level cache that a portion may fill */
+    convolution_library *library;
+    device_parameters *parameters;
+    cudaStream_t stream;
+} device_network_options;
+
+/* What lies before and behind the network, for windows [first, first + samples) of the batch. */
+typedef struct network_ends {
+    void *context;
+    cudaError_t (*fill)(void *context, const device_tensor *input, unsigned first, unsigned samples,
+                        cudaStream_t stream);
+    cudaError_t (*take)(void *context, const device_tensor *output, unsigned first,
+                        unsigned samples, cudaStream_t stream);
+    cudaError_t (*head)(void *context, const device_convolution *head, const device_tensor *in,
+                        const device_epilogue *epilogue, unsigned first, unsigned samples,
+                        cudaStream_t stream);
+} network_ends;
+
+/* What the plan should assume: our kernels read and write views at full speed, so concatenations
+ * cost nothing. */
+void device_network_plan_needs(plan_options *options);
+
+/* Plan, library, parameters and stream must outlive it. Errors: MEMORY, DEVICE, UNSUPPORTED. */
+dm_status device_network_create(const plan *steps, const device_network_options *options,
+                                device_network **network, dm_error *err);
+void device_network_free(device_network *network);
+
+/* Enqueues all of a batch. */
+dm_status device_network_launch(device_network *network, const network_ends *ends, dm_error *err);
+
+/* Bytes on the device, weights not counted. */
+size_t device_network_bytes(const device_network *network);
+/* Why plans of the library are not used, if some computed wrongly; "" if none did. */
+const char *device_network_rejections(const device_network *network);
+/* How an operation of the plan is run: "library: ...", "kernel_convolution", ... ; for tests and
+ * benchmarks. */
+const char *device_network_way(const device_network *network, size_t step);
+/* A tensor of the plan, for the first portion; data is NULL if no operation uses it. */
+device_tensor device_network_tensor(const device_network *network, int tensor);
+
+#endif

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the device's network share. */
+#ifndef DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_PARTS_H
+#define DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_PARTS_H
+
+#include "predict/cuda/device_layout.h"
+#include "predict/cuda/device_network.h"
+
+/* Who computes a convolution. */
+typedef enum convolution_way { WAY_ANY, WAY_FIRST, WAY_TENSOR_CORE, WAY_LIBRARY } convolution_way;
+
+/* Offsets into the scratch memory that all operations share. */
+typedef struct convolution_choice {
+    convolution_way way;
+    device_convolution conv;
+    const library_convolution *library;
+    size_t workspace_at;
+    bool pack; /* the input is copied into a dense tensor first */
+    size_t pack_at;
+    bool stage; /* the library's result lies apart until the rest of the chain is applied */
+    size_t stage_at;
+    bool bias_done;
+    size_t links_done; /* leading links of the chain that the library does */
+    int residual;      /* the tensor that the first of them adds, -1 for none */
+} convolution_choice;
+
+typedef struct device_op {
+    lowered_op lowered;
+    const plan_step *step; /* lowered.step */
+    const float *bias;
+    size_t n_links;
+    device_link *links; /* operands without their data */
+    int *link_tensors;  /* -1 for none */
+    convolution_choice conv;
+    bool unfold;             /* a transposed convolution as a 1x1x1 one and kernel_unfold */
+    device_tensor blocks;    /* between the two; data is filled in by each run */
+    size_t blocks_at;        /* in the scratch */
+    bool head;               /* goes to ends->head */
+    bool broadcast;          /* STEP_POINTWISE on something smaller than its result */
+    device_axis_map maps[3]; /* STEP_PAD, STEP_SLICE, STEP_RESIZE */
+    device_gate gate;
+    const float *scale, *shift; /* STEP_NORM */
+    size_t statistics_at, workspace_at;
+    size_t float_at; /* a dense float32 copy of the result, for chains of several passes */
+    size_t scratch_bytes;
+    char way[160];
+} device_op;
+
+/* A plan of the library, or that there is none, for one spec. */
+typedef struct library_entry {
+    library_convolution_spec spec;
+    library_convolution *convolution; /* NULL: none that computes rightly */
+    struct library_entry *next;
+} library_entry;
+
+/* Memory in which a library's plan is compared with kernel_convolution. */
+typedef struct check_memory {
+    size_t bytes[5];
+    void *data[5];
+} check_memory;
+
+struct device_network {
+    const plan *plan;
+    device_network_options options;
+    size_t n_ops;
+    device_op *ops;
+    device_layout layout;
+    unsigned char *arena, *scratch;
+    size_t scratch_bytes;
+    library_entry *library;
+    check_memory check;
+    char rejections[400];
+};
+
+/* ---- Shared --------------------------------------------------------------------------------- */
+
+/* For the portion that starts with sample `first`. */
+device_tensor network_tensor(const device_network *net, int tensor, unsigned first);
+/* Samples of a portion of the segment that an operation belongs to. */
+unsigned network_samples(const device_network *net, size_t op);
+/* A dense tensor of t's size at an offset of the scratch memory. */
+device_tensor scratch_tensor(const device_network *net, const device_tensor *t, element_type type,
+                             size_t at);
+/* Reserves scratch memory of one operation. */
+dm_status scratch_take(device_op *op, size_t bytes, size_t *at, dm_error *err);
+/* Bytes of a dense tensor of t's size. */
+size_t dense_bytes(const device_tensor *t, element_type type, unsigned samples);
+
+/* n links from `from` on, their operands found for a portion. */
+device_epilogue epilogue_of(const device_network *net, const device_op *op, const float *bias,
+                            size_t from, size_t n, unsigned first);
+/* The chain from link `from` on, and the bias if not NULL, from `value` into `out`. */
+cudaError_t finish_chain(const device_network *net, const device_op *op, device_tensor value,
+                         const device_tensor *out, const float *bias, size_t from, unsigned first,
+                         unsigned samples);
+/* How many links the kernel that makes the value applies itself, and where it puts it. */
+device_tensor first_target(const device_network *net, const device_op *op, const device_tensor *out,
+                           size_t *links);
+
+/* device_convolution.c: who computes it, with all that is chosen on the way; in and out as they are
+ * for the first portion. `links`: false if the result takes neither bias nor chain. */
+dm_status convolution_choose(device_network *net, device_op *op, const device_tensor *in,
+                             const device_tensor *out, unsigned samples, bool links, dm_error *err);
+dm_status convolution_run_choice(const device_network *net, const device_op *op,
+                                 const device_tensor *in, const device_tensor *out, unsigned first,
+                                 unsigned samples, bool links, dm_error *err);
+
+/* device_library.c: a plan for the spec that computes rightly; NULL if there is none. */
+dm_status library_find(device_network *net, const char *name, const library_convolution_spec *spec,
+                       const device_convolution *conv, const float *bias,
+                       const library_convolution **found, dm_error *err);
+void library_free_entries(device_network *net);
+void library_free_check(device_network *net);
+
+#endif

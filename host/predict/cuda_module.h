@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The CUDA backend is a module of its own, libdosemap-cuda.so, that is loaded when somebody asks for a
+ * CUDA device: only it needs the CUDA runtime and cuDNN. It is looked for in $DOSEMAP_CUDA_MODULE (a
+ * file), else beside the library in the folder dosemap/ or, where it was built, modules/.
+ */
+#ifndef DOSEMAP_PREDICT_CUDA_MODULE_H
+#define DOSEMAP_PREDICT_CUDA_MODULE_H
+
+#include <string.h>
+
+#include "predict/backend.h"
+
+/* Program and module are built together; this tells whether they were. */
+typedef struct cuda_module_stamp {
+    const char *version;
+    size_t sizes[8];
+} cuda_module_stamp;
+#define CUDA_MODULE_STAMP                                                                          \
+    {                                                                                              \
+        DOSEMAP_VERSION,                                                                           \
+        {                                                                                          \
+            sizeof(backend), sizeof(backend_options), sizeof(predict_job), sizeof(predict_result), \
+                sizeof(plan), sizeof(plan_step), sizeof(graph_node), sizeof(dm_structure_dose)     \
+        }                                                                                          \
+    }
+
+/* What there is, for people. Empty strings and 0: unknown. */
+typedef struct cuda_facts {
+    char device[256];
+    int devices;
+    int capability[2];
+    size_t memory, free_memory;
+    int driver, runtime; /* 13000 is 13.0 */
+    char cudnn[32];
+} cuda_facts;
+
+typedef struct cuda_module {
+    const backend *backend;
+    bool emulated; /* on the host, for tests: never chosen without being asked for */
+    /* Whether that device can be used; `facts`: what was found until something was missing.
+     * Errors: DEVICE, with what is missing and what to install. */
+    dm_status (*probe)(int device, cuda_facts *facts, dm_error *err);
+} cuda_module;
+
+/* The module's one symbol. Errors: DEVICE if the stamps differ. */
+#define CUDA_MODULE_SYMBOL "dosemap_cuda_backend"
+typedef dm_status (*cuda_module_entry)(const cuda_module_stamp *stamp, const cuda_module **module,
+                                       dm_error *err);
+
+/* Loads it the first time, in whatever thread. Errors: DEVICE, the same each time. */
+dm_status cuda_module_load(const cuda_module **module, dm_error *err);
+/* The file that it is, or that could not be loaded; NULL if there is none. */
+const char *cuda_module_path(void);
+
+/* "cuda" is device 0, "cuda:3" device 3; -1 for anything else. */
+static inline int cuda_device_number(const char *name)
+{
+    int number = 0;
+    if (strcmp(name, "cuda") == 0)
+        return 0;
+    if (strncmp(name, "cuda:", 5) != 0 || !name[5] || strlen(name) > 8)
+        return -1;
+    for (const char *digit = name + 5; *digit; digit++) {
+        if (*digit < '0' || *digit > '9')
+            return -1;
+        number = 10 * number + (*digit - '0');
+    }
+    return number;
+}
+
+#endif
