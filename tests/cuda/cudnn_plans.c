@@ -316,6 +316,11 @@ static void check_joined(convolution_library *l)
     if (status != DM_OK && status != DM_ERROR_UNSUPPORTED)
         stop("a joined plan", err.what);
     library_convolution_free(c);
+    s.precompiled = true;
+    char text[8192];
+    status = library_convolution_offers(l, &s, text, sizeof text, &err);
+    if (status != DM_OK || strstr(text, "compiled"))
+        stop("precompiled engines", status == DM_OK ? text : err.what);
 }
 
 /* ---- All of it ------------------------------------------------------------------------------ */

@@ -121,6 +121,9 @@ static void test_same_specs(void **state)
     b.dilation[2] = 2;
     assert_false(library_convolution_same(&a, &b));
     b = a;
+    b.precompiled = true;
+    assert_false(library_convolution_same(&a, &b));
+    b = a;
     b.residual = true;
     assert_false(library_convolution_same(&a, &b));
 }
@@ -471,6 +474,9 @@ static void test_candidates(void **state)
     s.bias = true;
     assert_int_equal(try_plan(&s, 0), DM_OK);
     assert_int_equal(try_plan(&s, 1), DM_ERROR_UNSUPPORTED);
+    s.precompiled = true;
+    assert_int_equal(try_plan(&s, 0), DM_ERROR_UNSUPPORTED);
+    s.precompiled = false;
     reference_convolution_set_joins(false);
     assert_int_equal(try_plan(&s, 0), DM_ERROR_UNSUPPORTED);
 }

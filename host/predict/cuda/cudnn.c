@@ -277,6 +277,8 @@ static void examine(const cudnn_api *api, preferences *p, engine_config *c)
         c->run_time_compiled |= behaviour[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION;
     c->tensor_cores = noted[CUDNN_NUMERICAL_NOTE_TENSOR_CORE];
     const char *why = objection(&p->spec, noted);
+    if (!why && p->spec.precompiled && c->run_time_compiled)
+        why = "it is compiled at run time";
     if (why)
         leave_out(p, c, why);
     for (const engine_config *before = p->config; before < c; before++)

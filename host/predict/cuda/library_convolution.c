@@ -133,7 +133,8 @@ bool library_convolution_same(const library_convolution_spec *a, const library_c
     bool same = a->type == b->type && a->tf32 == b->tf32 && a->samples == b->samples &&
                 a->in_channels == b->in_channels && a->out_channels == b->out_channels &&
                 a->groups == b->groups && a->bias == b->bias && a->residual == b->residual &&
-                a->activate == b->activate && (!a->activate || a->slope == b->slope);
+                a->activate == b->activate && a->precompiled == b->precompiled &&
+                (!a->activate || a->slope == b->slope);
     for (int i = 0; i < 3; i++)
         same = same && a->in_dim[i] == b->in_dim[i] && a->out_dim[i] == b->out_dim[i] &&
                a->kernel[i] == b->kernel[i] && a->stride[i] == b->stride[i] &&

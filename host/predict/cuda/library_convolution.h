@@ -78,6 +78,8 @@ typedef struct library_convolution_spec {
     bool residual;                /* a tensor like y */
     bool activate;                /* v < 0 ? slope * v : v */
     float slope;                  /* of the activation, finite; 0 is ReLU. Unused without it */
+    bool precompiled;             /* no engine that is compiled when its plan is made, which takes
+                                     seconds for each; then little or nothing can be joined */
 } library_convolution_spec;
 
 /* No plan needs more workspace than this; those that would are left out. */

@@ -120,7 +120,11 @@ typedef struct work {
 } work;
 
 /* One tap of VOXELS voxels: sum[v] += x[v][i] * weights[i], i in order. */
+#if defined(__x86_64__)
 #define TARGETS __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define TARGETS
+#endif
 /* The addresses are this file's own arithmetic and the tests' subject is elsewhere. */
 #define INNER __attribute__((optimize("O3"), no_sanitize("address", "undefined", "thread")))
 
@@ -357,10 +361,11 @@ static dm_status no_plan(dm_error *err)
     return error_set(err, DM_ERROR_UNSUPPORTED, NULL, NULL, "the reference has no plan");
 }
 
+/* How many plans there are for a spec. */
 static unsigned candidates_of(const library_convolution_spec *spec)
 {
     bool joined = spec->bias || spec->residual || spec->activate;
-    return joined ? !settings.unjoined : 2;
+    return joined ? !settings.unjoined && !spec->precompiled : 2;
 }
 
 dm_status library_convolution_offers(convolution_library *library,
