@@ -102,6 +102,21 @@ static void sizes(test_report *report)
     }
 }
 
+/* Rows in which a thread has several voxels, with strides and dilations. */
+static void long_rows(test_report *report)
+{
+    for (int type = 0; type < 3; type++) {
+        ccase c = case_of(type, 3, 5, type == 1 ? 131 : 67, 1 + (unsigned)type, 8);
+        set3(c.kernel, 2, 3, 3);
+        set3(c.stride, 1, 2, 2 + type % 2);
+        set3(c.dilation, 2, 1, 1 + type);
+        pad_same(&c);
+        c.chain = BIAS;
+        report->add(check_convolution(c, kernel_convolution_first, type));
+        report->add(same_as_generic(c));
+    }
+}
+
 /* Weights and bricks so large that a block makes fewer output channels, and too large. */
 static void large(test_report *report)
 {
@@ -132,6 +147,7 @@ int main(void)
     instances(&report);
     shapes(&report);
     sizes(&report);
+    long_rows(&report);
     large(&report);
     return report.finish("convolution_first");
 }
