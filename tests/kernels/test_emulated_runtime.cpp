@@ -193,7 +193,7 @@ static void test_deferred_copies()
 // A copy that waits for the legacy stream does not wait for streams that do not block.
 static void test_blocking()
 {
-    for (unsigned flags : {cudaStreamDefault, cudaStreamNonBlocking}) {
+    for (unsigned flags : {(unsigned)cudaStreamDefault, (unsigned)cudaStreamNonBlocking}) {
         stream_of_test s(flags);
         device_buffer<float> x(constant(4, 1));
         std::vector<float> host(4);

@@ -416,8 +416,9 @@ static __global__ void width_kernel(int *out)
 static __global__ void deep_kernel(int *out)
 {
     volatile char deep[700 * 1024];
-    deep[0] = 1;
-    *out = deep[0];
+    for (size_t i = 0; i < sizeof deep; i += 1024)
+        deep[sizeof deep - 1 - i] = 1;
+    *out = deep[sizeof deep / 2];
 }
 
 static void test_misuse()

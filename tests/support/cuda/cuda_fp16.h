@@ -58,7 +58,7 @@ static inline float __half2float(__half v)
     uint32_t bits;
     float f;
     if (rest >= 0x7c00u) {
-        bits = sign | 0x7f800000u | (rest & 0x3ffu) << 13;
+        bits = rest > 0x7c00u ? 0x7fffffffu : sign | 0x7f800000u;
     } else if (rest >= 0x400u) {
         bits = sign | ((rest << 13) + (112u << 23));
     } else {

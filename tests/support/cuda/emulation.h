@@ -30,6 +30,10 @@ void emulation_set_threads(int threads);
 typedef enum emulation_streams { EMULATION_DEFERRED, EMULATION_EAGER } emulation_streams;
 void emulation_set_streams(emulation_streams when);
 
+/* To look at a kernel in a debugger: DOSEMAP_EMULATED_THREADS=1, so that blocks come one after the other,
+ * and a breakpoint in the kernel; threadIdx and blockIdx are variables. DOSEMAP_EMULATED_PROTECT=0 leaves
+ * device memory open to the host. */
+
 /* Size of the device's memory; default $DOSEMAP_EMULATED_MEMORY (bytes) or 2 GiB. */
 void emulation_set_memory(size_t bytes);
 void emulation_set_compute_capability(int major, int minor);
