@@ -16,9 +16,10 @@
  */
 #include "kernels/voxel_share.cuh"
 
-/* Taps begin <= k < end lie inside the input, the first at `first`; `counted` divide an average. */
+/* Tap k is at first + k*step; those with begin <= k < end lie inside the input, and `counted` divide
+ * an average. */
 struct pool_axis {
-    int begin, end, first, counted;
+    int first, step, begin, end, counted;
 };
 
 __device__ __forceinline__ pool_axis pool_axis_of(const device_pool &pool, int a, unsigned at,
@@ -26,7 +27,7 @@ __device__ __forceinline__ pool_axis pool_axis_of(const device_pool &pool, int a
 {
     int size = static_cast<int>(in), step = pool.maximum ? pool.dilation[a] : 1;
     int first = static_cast<int>(at) * pool.stride[a] - pool.pad_begin[a];
-    pool_axis w = {0, pool.kernel[a], first, 0};
+    pool_axis w = {first, step, 0, pool.kernel[a], 0};
     int padded = size + pool.pad_end[a] - first;
     w.counted = padded < w.end ? padded : w.end;
     /* Division only at the borders. */
@@ -61,18 +62,20 @@ struct pool_window {
     unsigned c;
 };
 
-__device__ __forceinline__ unsigned tap_voxel(const device_tensor &in, int z, int y, int x)
+__device__ __forceinline__ unsigned tap_voxel(const device_tensor &in, const pool_window &w, int kz,
+                                              int ky, int kx)
 {
-    return (static_cast<unsigned>(z) * in.dim[1] + static_cast<unsigned>(y)) * in.dim[2] +
-           static_cast<unsigned>(x);
+    unsigned z = static_cast<unsigned>(w.z.first + kz * w.z.step);
+    unsigned y = static_cast<unsigned>(w.y.first + ky * w.y.step);
+    unsigned x = static_cast<unsigned>(w.x.first + kx * w.x.step);
+    return (z * in.dim[1] + y) * in.dim[2] + x;
 }
 
 /* Edges of 2: plane by plane, four taps at a time. */
 template <class Access, bool MAXIMUM>
-__device__ __forceinline__ void pool_pairs(const device_pool &pool, const device_tensor &in,
-                                           const pool_window &w, typename Access::values &result)
+__device__ __forceinline__ void pool_pairs(const device_tensor &in, const pool_window &w,
+                                           typename Access::values &result)
 {
-    const int *step = pool.dilation;
     for (int kz = w.z.begin; kz < w.z.end; kz++) {
         typename Access::raw raw[4];
         bool inside[4];
@@ -80,8 +83,7 @@ __device__ __forceinline__ void pool_pairs(const device_pool &pool, const device
         for (int tap = 0; tap < 4; tap++) {
             int ky = tap / 2, kx = tap % 2;
             inside[tap] = ky >= w.y.begin && ky < w.y.end && kx >= w.x.begin && kx < w.x.end;
-            unsigned voxel = tap_voxel(in, w.z.first + kz * step[0], w.y.first + ky * step[1],
-                                       w.x.first + kx * step[2]);
+            unsigned voxel = tap_voxel(in, w, kz, ky, kx);
             if (inside[tap])
                 raw[tap] = Access::load(in.data, in.type, element_at(in, voxel, w.c));
         }
@@ -97,19 +99,15 @@ __device__ __forceinline__ void pool_pairs(const device_pool &pool, const device
 }
 
 template <class Access, bool MAXIMUM>
-__device__ __forceinline__ void pool_any(const device_pool &pool, const device_tensor &in,
-                                         const pool_window &w, typename Access::values &result)
+__device__ __forceinline__ void pool_any(const device_tensor &in, const pool_window &w,
+                                         typename Access::values &result)
 {
-    int step[3];
-    for (int a = 0; a < 3; a++)
-        step[a] = MAXIMUM ? pool.dilation[a] : 1;
     for (int kz = w.z.begin; kz < w.z.end; kz++) {
         typename Access::values plane = fill<Access>(0);
         for (int ky = w.y.begin; ky < w.y.end; ky++) {
             typename Access::values line = fill<Access>(0);
             for (int kx = w.x.begin; kx < w.x.end; kx++) {
-                unsigned voxel = tap_voxel(in, w.z.first + kz * step[0], w.y.first + ky * step[1],
-                                           w.x.first + kx * step[2]);
+                unsigned voxel = tap_voxel(in, w, kz, ky, kx);
                 typename Access::values v =
                     Access::widen(Access::load(in.data, in.type, element_at(in, voxel, w.c)));
                 if (MAXIMUM)
@@ -139,9 +137,9 @@ static __global__ void pool_kernel(device_pool pool, device_tensor in, device_te
                          pool_axis_of(pool, 2, at.x, in.dim[2]), c};
         typename Access::values v = fill<Access>(MAXIMUM ? -INFINITY : 0.0f);
         if (PAIRS)
-            pool_pairs<Access, MAXIMUM>(pool, in, w, v);
+            pool_pairs<Access, MAXIMUM>(in, w, v);
         else
-            pool_any<Access, MAXIMUM>(pool, in, w, v);
+            pool_any<Access, MAXIMUM>(in, w, v);
         if (!MAXIMUM) {
             float cells = static_cast<float>(w.z.counted) * static_cast<float>(w.y.counted) *
                           static_cast<float>(w.x.counted);
