@@ -9,8 +9,8 @@
  * Layouts: source any strides, seen along the model's axes; output (samples, tile z, y, x, 1).
  * Preconditions: the source's box holds every voxel that the windows use; the axes have fewer than
  * 2^31 voxels, a tile fewer than 2^31 in all; tables as predict/resample.h makes them.
- * Threads: patches of volume.cuh over the tile, blockIdx.y the place in the batch; a thread makes
- * PATCH_DEPTH voxels of one window. Lanes go along x, so that stores are dense.
+ * Threads: patches of volume.cuh over the tile, those of one place of the batch after those of the
+ * place before; a thread makes PATCH_DEPTH voxels of one window. Lanes go along x, so that stores are dense.
  * Per voxel, exact map: 4 bytes read (in a permuted volume the sectors are shared through L1) and
  * 4 or 2 written; resampled from t taps per axis: t^3 reads, nearly all from L1, and t^3 + t^2 + t
  * multiply-adds (16 to 80 FLOP for 2 and 3 taps). No reuse worth shared memory beyond that.
@@ -37,8 +37,9 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
     gather_kernel(device_gather g, patch_grid patches, const unsigned *windows, T *out,
                   size_t sample, size_t pitch, unsigned long long *fault)
 {
-    const unsigned place = blockIdx.y, window = __ldg(windows + place);
-    const patch p = patch_of(patches, blockIdx.x);
+    const unsigned count = static_cast<unsigned>(patches.count), place = blockIdx.x / count;
+    const unsigned window = __ldg(windows + place);
+    const patch p = patch_of(patches, blockIdx.x - place * count);
     voxel start = {0, 0, 0};
     if (window != NO_WINDOW)
         start = window_start(g.tiling, window);
@@ -84,10 +85,11 @@ __device__ __forceinline__ void raise_maximum(int *bits, float v)
 static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
     maximum_kernel(device_gather g, patch_grid patches, const unsigned *windows, int *maximum)
 {
-    const unsigned place = blockIdx.y, window = __ldg(windows + place);
+    const unsigned count = static_cast<unsigned>(patches.count), place = blockIdx.x / count;
+    const unsigned window = __ldg(windows + place);
     if (window == NO_WINDOW)
         return;
-    const patch p = patch_of(patches, blockIdx.x);
+    const patch p = patch_of(patches, blockIdx.x - place * count);
     const voxel start = window_start(g.tiling, window);
     float largest = -INFINITY;
     for (unsigned step = 0; step < PATCH_DEPTH; step++) {
@@ -110,7 +112,6 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
 
 /* ---- Launchers ------------------------------------------------------------------------------ */
 
-#define GRID_Y_MOST 65535u
 #define FLOAT_BITS_MINUS_INFINITY static_cast<int>(0xff800000u)
 
 /* Lanes along x of the tile, rows along the axis in which the source's neighbours lie. */
@@ -124,17 +125,16 @@ extern "C" cudaError_t kernel_window_maximum(const device_gather *gather, const 
                                              unsigned samples, float *maximum, cudaStream_t stream)
 {
     const patch_grid patches = gather_patches(gather);
+    const size_t blocks = patches.count * samples;
     int *bits = reinterpret_cast<int *>(maximum);
-    if (patches.count > INT32_MAX)
+    if (blocks > INT32_MAX)
         return cudaErrorInvalidValue;
     cudaError_t error = launch(fill_kernel, blocks_for(samples, PATCH_THREADS), PATCH_THREADS, 0,
                                stream, bits, samples, FLOAT_BITS_MINUS_INFINITY);
     if (error != cudaSuccess)
         return error;
-    return launch_in_parts(samples, GRID_Y_MOST, [&](unsigned first, unsigned n) {
-        return launch(maximum_kernel, dim3(static_cast<unsigned>(patches.count), n), PATCH_THREADS,
-                      0, stream, *gather, patches, windows + first, bits + first);
-    });
+    return launch(maximum_kernel, static_cast<unsigned>(blocks), PATCH_THREADS, 0, stream, *gather,
+                  patches, windows, bits);
 }
 
 extern "C" cudaError_t kernel_gather(const device_gather *gather, const unsigned *windows,
@@ -142,15 +142,13 @@ extern "C" cudaError_t kernel_gather(const device_gather *gather, const unsigned
                                      unsigned long long *fault, cudaStream_t stream)
 {
     const patch_grid patches = gather_patches(gather);
-    if (patches.count > INT32_MAX)
+    const size_t blocks = patches.count * samples;
+    if (blocks > INT32_MAX)
         return cudaErrorInvalidValue;
     return with_type(out->type, [&](auto zero) {
         using T = decltype(zero);
-        T *data = static_cast<T *>(out->data);
-        return launch_in_parts(samples, GRID_Y_MOST, [&](unsigned first, unsigned n) {
-            return launch(gather_kernel<T>, dim3(static_cast<unsigned>(patches.count), n),
-                          PATCH_THREADS, 0, stream, *gather, patches, windows + first,
-                          data + first * out->sample, out->sample, out->pitch, fault);
-        });
+        return launch(gather_kernel<T>, static_cast<unsigned>(blocks), PATCH_THREADS, 0, stream,
+                      *gather, patches, windows, static_cast<T *>(out->data), out->sample,
+                      out->pitch, fault);
     });
 }

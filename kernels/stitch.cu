@@ -397,6 +397,17 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
 
 /* ---- Launchers ------------------------------------------------------------------------------ */
 
+/* Larger batches are cut, in order: `launch_places` gets the first place and how many. */
+template <class Function>
+static cudaError_t launch_in_parts(unsigned samples, Function launch_places)
+{
+    cudaError_t error = cudaSuccess;
+    for (unsigned first = 0; first < samples && error == cudaSuccess; first += PLACES_AT_ONCE)
+        error = launch_places(first,
+                              samples - first < PLACES_AT_ONCE ? samples - first : PLACES_AT_ONCE);
+    return error;
+}
+
 /* Lanes along x of the tile, rows along the axis in which the sum's neighbours lie. */
 static patch_grid stitch_patches(const device_tiling *tiling, const device_volume *sum)
 {
@@ -413,7 +424,7 @@ extern "C" cudaError_t kernel_stitch(const device_tiling *tiling, const unsigned
     const float *data = static_cast<const float *>(output->data);
     if (patches.count > INT32_MAX || output->type != ELEMENT_F32)
         return cudaErrorInvalidValue;
-    return launch_in_parts(samples, PLACES_AT_ONCE, [&](unsigned first, unsigned n) {
+    return launch_in_parts(samples, [&](unsigned first, unsigned n) {
         const stored_output part = {data + first * output->sample, output->sample, output->pitch};
         return launch(stitch_kernel, dim3(static_cast<unsigned>(patches.count), n), PATCH_THREADS,
                       window_list_bytes(n), stream, *tiling, patches, windows + first, n, part,
@@ -451,7 +462,7 @@ static cudaError_t launch_head(const device_convolution *head, const device_tens
     const T *data = static_cast<const T *>(in->data);
     if (patches.count > INT32_MAX)
         return cudaErrorInvalidValue;
-    return launch_in_parts(samples, PLACES_AT_ONCE, [&](unsigned first, unsigned n) {
+    return launch_in_parts(samples, [&](unsigned first, unsigned n) {
         head_output<T, K> output = {};
         output.data = data + first * in->sample;
         output.sample = in->sample;

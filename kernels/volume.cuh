@@ -109,17 +109,6 @@ __device__ __forceinline__ bool patch_voxel(const patch_grid &g, const patch &p,
     return lane < g.dim[0] && row < g.dim[1] && deep < g.dim[2];
 }
 
-/* Launches for more places of a batch than one grid takes (its y has 16 bits), or than their list
- * in shared memory should, are cut: `launch_places` gets the first place and how many. */
-template <class Function>
-static inline cudaError_t launch_in_parts(unsigned samples, unsigned most, Function launch_places)
-{
-    cudaError_t error = cudaSuccess;
-    for (unsigned first = 0; first < samples && error == cudaSuccess; first += most)
-        error = launch_places(first, samples - first < most ? samples - first : most);
-    return error;
-}
-
 /* ---- Windows -------------------------------------------------------------------------------- */
 
 /* Its first voxel on the model's grid; negative in the padding. */
