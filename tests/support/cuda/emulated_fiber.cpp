@@ -22,7 +22,7 @@ static const size_t GUARD_BYTES = 1 << 20;
 
 #ifndef EMULATED_SWITCH_UCONTEXT
 // Callee-saved registers on the old stack, then the new stack's. Control words are never changed here.
-__attribute__((naked, noinline)) static void switch_stack(void **, void *)
+__attribute__((naked, noinline)) void switch_stack(void **, void *)
 {
     __asm__("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
             "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
@@ -41,7 +41,7 @@ fiber *fiber_create(void (*entry)(), unsigned number)
     fiber *f = new fiber;
     f->stack = memory + GUARD_BYTES;
     // Tops at the same place of a page would all fall into the same sets of the first-level cache.
-    f->stack_bytes = STACK_BYTES - (size_t)(number % 16) * 256;
+    f->stack_bytes = STACK_BYTES - (size_t)(number % 32) * 320;
 #ifdef EMULATED_SWITCH_UCONTEXT
     getcontext(&f->context);
     f->context.uc_stack.ss_sp = f->stack;
@@ -72,14 +72,14 @@ void fiber_free(fiber *f)
 static __thread fiber *switching_from;
 
 // Not inlined: a fiber may come back on another OS thread, whose variable is another.
-__attribute__((noinline)) static void before_switch(fiber *from, const fiber *to)
+__attribute__((noinline)) void before_switch(fiber *from, const fiber *to)
 {
     switching_from = from;
     __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->stack_bytes);
 }
 
 // The sanitizer tells where the stack is that was left: that of the OS thread is not known otherwise.
-__attribute__((noinline)) static void after_switch(void *fake_stack)
+__attribute__((noinline)) void after_switch(void *fake_stack)
 {
     const void *bottom;
     size_t bytes;
@@ -91,25 +91,4 @@ __attribute__((noinline)) static void after_switch(void *fake_stack)
 }
 #endif
 
-void fiber_switch(fiber *from, fiber *to)
-{
-#ifdef EMULATED_ASAN
-    before_switch(from, to);
-#endif
-#ifdef EMULATED_SWITCH_UCONTEXT
-    swapcontext(&from->context, &to->context);
-#else
-    switch_stack(&from->stack_pointer, to->stack_pointer);
-#endif
-#ifdef EMULATED_ASAN
-    after_switch(from->fake_stack);
-#endif
-}
-
-void fiber_entered()
-{
-#ifdef EMULATED_ASAN
-    after_switch(nullptr);
-#endif
-}
 } // namespace emulation

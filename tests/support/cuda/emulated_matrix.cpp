@@ -17,25 +17,34 @@ void check_pointer(const void *pointer, unsigned ldm, size_t element_bytes, int 
     note_collective((uint64_t) reinterpret_cast<uintptr_t>(pointer) * 31 + ldm);
 }
 
+// A row of 16 sums; the compiler splits it where registers are shorter. No alignment is asked for.
+typedef float row __attribute__((vector_size(64), aligned(4), may_alias));
+
 // Products of bfloat16, half and TF32 values are exact in float, so that contraction would change
-// nothing.
+// nothing. Four rows at once keep the additions' latency hidden.
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
-void multiply(float *__restrict__ d, const float *__restrict__ a, const float *__restrict__ b, int m,
-              int n, int k)
+void multiply(float *d, const float *a, const float *b, int m, int n, int k)
 {
-    if (n != 16)
+    if (n != 16 || m % 4)
         fail("a matrix product of this size is not known");
-    for (int i = 0; i < m; i++) {
-        float sum[16];
-        for (int j = 0; j < 16; j++)
-            sum[j] = d[i * 16 + j];
-        for (int l = 0; l < k; l++)
-            for (int j = 0; j < 16; j++)
-                sum[j] += a[i * k + l] * b[l * 16 + j];
-        for (int j = 0; j < 16; j++)
-            d[i * 16 + j] = sum[j];
+    row *sums = reinterpret_cast<row *>(d);
+    const row *factors = reinterpret_cast<const row *>(b);
+    for (int i = 0; i < m; i += 4) {
+        row s0 = sums[i], s1 = sums[i + 1], s2 = sums[i + 2], s3 = sums[i + 3];
+        const float *a0 = a + i * k;
+        for (int l = 0; l < k; l++) {
+            const row f = factors[l];
+            s0 += a0[l] * f;
+            s1 += a0[k + l] * f;
+            s2 += a0[2 * k + l] * f;
+            s3 += a0[3 * k + l] * f;
+        }
+        sums[i] = s0;
+        sums[i + 1] = s1;
+        sums[i + 2] = s2;
+        sums[i + 3] = s3;
     }
 }
 } // namespace matrix

@@ -301,7 +301,7 @@ void end_block(worker *w)
 
 // ------------------------------------------------------------------------------- fibers
 
-void switch_to(worker *w, fiber *from, fiber *to)
+inline __attribute__((always_inline)) void switch_to(worker *w, fiber *from, fiber *to)
 {
     w->running = to;
     fiber_switch(from, to);
@@ -330,7 +330,7 @@ void make_current(worker *w, unsigned i)
 }
 
 // A fiber that waits in `from` gives way to thread i.
-void go_on_with(worker *w, fiber *from, unsigned i)
+inline __attribute__((always_inline)) void go_on_with(worker *w, fiber *from, unsigned i)
 {
     if (w->thread_of[i].now == state::fresh) {
         w->next = i;
@@ -376,7 +376,7 @@ void fiber_main()
     }
 }
 
-uint64_t wait_here(worker *w)
+inline __attribute__((always_inline)) uint64_t wait_here(worker *w)
 {
     const unsigned i = w->current;
     thread &t = w->thread_of[i];
