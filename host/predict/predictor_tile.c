@@ -12,7 +12,7 @@
 #define OVERLAP_DEFAULT 0.5
 /* Of what can be had, where nobody said how much: others want some too. */
 #define AUTO_SHARE 0.8
-/* Libraries' workspaces and tables on a device. */
+/* Libraries' workspaces and tables on a device, where a tile is to be chosen. */
 #define DEVICE_BYTES (288.0 * 1048576)
 /* Choices, each with a better estimate than the one before. */
 #define CHOICES 4
@@ -110,8 +110,7 @@ bool predictor_on_device(const dm_predictor *p)
 
 static double program_bytes(const dm_predictor *p)
 {
-    return predictor_on_device(p) ? p->plan->weight_bytes + DEVICE_BYTES
-                                  : tile_program_bytes(p->plan);
+    return predictor_on_device(p) ? p->plan->weight_bytes : tile_program_bytes(p->plan);
 }
 
 /* On a device, as on the CPU, convolutions may have a copy of their input and one of their result. */
@@ -128,6 +127,15 @@ static double worker_bytes(const dm_predictor *p)
 static double thread_bytes(const dm_predictor *p)
 {
     return predictor_on_device(p) ? 0 : tile_thread_bytes(p->plan);
+}
+
+/* All of it, with `fixed` for what depends on neither tile nor threads. */
+static double whole_bytes(const dm_predictor *p, double fixed, unsigned threads,
+                          const size_t tile[3], size_t windows, unsigned at_once)
+{
+    if (predictor_on_device(p))
+        return fixed + worker_bytes(p);
+    return tile_memory(fixed, worker_bytes(p), threads * thread_bytes(p), tile, windows, at_once);
 }
 
 static unsigned most_at_once(const dm_predictor *p)
@@ -177,7 +185,7 @@ static dm_status error_too_large(const dm_predictor *p, const size_t tile[3], do
 static dm_status check_window(const dm_predictor *p, dm_error *err)
 {
     double program = program_bytes(p);
-    double needed = tile_memory(program, worker_bytes(p), thread_bytes(p), p->tile, 1, 1);
+    double needed = whole_bytes(p, program, 1, p->tile, 1, 1);
     return needed <= p->memory_limit ? DM_OK : error_too_large(p, p->tile, needed, program, err);
 }
 
@@ -258,8 +266,8 @@ static size_t count_windows(const size_t volume[3], const volume_tile *w)
 static double planned_bytes(const dm_predictor *p, const size_t volume[3], double volumes,
                             const volume_tile *w)
 {
-    return tile_memory(program_bytes(p) + volumes, worker_bytes(p), p->threads * thread_bytes(p),
-                       w->tile, count_windows(volume, w), w->at_once);
+    return whole_bytes(p, program_bytes(p) + volumes, p->threads, w->tile, count_windows(volume, w),
+                       w->at_once);
 }
 
 static tile_task make_task(const dm_predictor *p, const size_t volume[3], double volumes)
@@ -268,7 +276,8 @@ static tile_task make_task(const dm_predictor *p, const size_t volume[3], double
     bool given = p->options.memory_bytes > 0;
     tile_task task = {.overlap = p->overlap,
                       .threads = most_at_once(p),
-                      .fixed_bytes = p->program_bytes + volumes,
+                      .fixed_bytes =
+                          p->program_bytes + volumes + (predictor_on_device(p) ? DEVICE_BYTES : 0),
                       .worker_per_voxel = p->worker_per_voxel,
                       .thread_bytes = p->thread_bytes,
                       .limit_bytes = given ? p->memory_limit : AUTO_SHARE * p->memory_limit};

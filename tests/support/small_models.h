@@ -126,6 +126,9 @@ static inline dm_predict_options plain_options(void)
     options.threads = 1;
     options.skip_air = -INFINITY;
     options.precision = DM_PRECISION_FLOAT32;
+#ifdef PREDICT_DEVICE /* the same tests for another backend */
+    options.device = PREDICT_DEVICE;
+#endif
     return options;
 }
 

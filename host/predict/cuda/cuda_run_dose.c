@@ -258,6 +258,7 @@ dm_status device_job_histograms(device_job *d, dm_error *err)
         status = dm_dvh_compute(result->dose, job->labels, &job->dvh_options, &result->dvh, err);
     else if (status != DM_OK && err)
         *err = ignored;
+    device_add_remedy(status, err);
     nvtxRangePop();
     return status;
 }

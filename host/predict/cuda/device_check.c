@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "predict/cuda/device_check.h"
 
+#include <stdio.h>
+
 #include "base/available_memory.h"
 #include "base/error.h"
+
+#define REMEDY "see 'dosemap doctor', or use --device cpu"
 
 /* An error of this kind stays: nothing runs any more in this process. */
 static bool is_lasting(cudaError_t code)
@@ -25,6 +29,12 @@ dm_status device_check(cudaError_t code, const char *doing, dm_error *err)
             ? "run the command again; if it fails again, use --device cpu and report it"
             : "see 'dosemap doctor', or use --device cpu",
         "CUDA failed while %s: %s (%s)", doing, cudaGetErrorString(code), cudaGetErrorName(code));
+}
+
+void device_add_remedy(dm_status status, dm_error *err)
+{
+    if (status != DM_OK && err && !err->remedy[0])
+        snprintf(err->remedy, sizeof err->remedy, "%s", REMEDY);
 }
 
 dm_status device_alloc(void **data, size_t bytes, const char *what, dm_error *err)

@@ -11,6 +11,9 @@
  * all else DM_ERROR_DEVICE. */
 dm_status device_check(cudaError_t code, const char *doing, dm_error *err);
 
+/* For errors of parts that know what went wrong, but not what to do without them. */
+void device_add_remedy(dm_status status, dm_error *err);
+
 /* `what` names it in messages, with the bytes wanted and the bytes that are free. *data is NULL on
  * failure and for 0 bytes. Aligned to 256 bytes. */
 dm_status device_alloc(void **data, size_t bytes, const char *what, dm_error *err);

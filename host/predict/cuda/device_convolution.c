@@ -117,6 +117,16 @@ static dm_status find_plan(device_network *net, const device_op *op, const devic
     return library_find(net, op->step->name, alone, &choice->conv, NULL, &choice->library, err);
 }
 
+/* Does the rest of the chain read what lies in the result's place? */
+static bool reads_place_of(const device_network *net, const device_op *op, const device_tensor *out)
+{
+    for (size_t i = op->conv.links_done; i < op->n_links; i++)
+        if (op->link_tensors[i] >= 0 &&
+            network_tensor(net, op->link_tensors[i], 0).data == out->data)
+            return true;
+    return false;
+}
+
 static dm_status choose_library(device_network *net, device_op *op, const device_tensor *in,
                                 const device_tensor *out, unsigned samples, bool links,
                                 dm_error *err)
@@ -131,7 +141,8 @@ static dm_status choose_library(device_network *net, device_op *op, const device
     size_t more = links ? op->n_links - c->links_done : 0;
     c->way = WAY_LIBRARY;
     c->pack = !is_dense(in) || !is_aligned(in->data);
-    c->stage = !is_dense(out) || !is_aligned(out->data) || more > DEVICE_MAX_LINKS;
+    c->stage = !is_dense(out) || !is_aligned(out->data) || more > DEVICE_MAX_LINKS ||
+               (links && reads_place_of(net, op, out));
     if (c->pack)
         status = scratch_take(op, dense_bytes(in, in->type, samples), &c->pack_at, err);
     if (status == DM_OK && c->stage)
@@ -215,6 +226,7 @@ static dm_status run_library(const device_network *net, const device_op *op,
     dm_status status = library_convolution_run(
         c->library, x.data, c->conv.weight, links && c->bias_done ? op->bias : NULL, residual,
         y.data, net->scratch + c->workspace_at, net->options.stream, err);
+    device_add_remedy(status, err);
     bool rest = links && (!c->bias_done || c->links_done < op->n_links);
     if (status == DM_OK && (c->stage || rest))
         status = device_check(finish_chain(net, op, y, out, c->bias_done ? NULL : op->bias,

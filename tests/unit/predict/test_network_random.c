@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The CPU's network on optimised plans of random graphs, against the interpreter on plain ones:
+/* A backend's network on optimised plans of random graphs, against the interpreter on plain ones:
  * what plan and executor each take for granted of the other. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,10 +11,17 @@
 #include "compare.h"
 #include "plan_case.h"
 #include "plan_interpreter.h"
-#include "predict/cpu/network.h"
 #include "random_graph.h"
 
+#ifdef NETWORK_UNDER_TEST /* another one with the functions of predict/cpu/network.h */
+#include NETWORK_UNDER_TEST
+#else
+#include "predict/cpu/network.h"
+#endif
+
+#ifndef NETWORKS
 #define NETWORKS 250
+#endif
 
 static void run(plan *p, unsigned threads, const float *input, float *output, size_t n)
 {
@@ -92,11 +99,20 @@ static void test_bf16(void **state)
     compare_networks(ELEMENT_BF16, 0.1);
 }
 
+static void test_fp16(void **state)
+{
+    (void)state;
+    if (!network_supports(DM_PRECISION_FP16))
+        skip();
+    compare_networks(ELEMENT_F16, 0.02);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_float32),
         cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_fp16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

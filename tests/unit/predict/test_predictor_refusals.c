@@ -68,6 +68,7 @@ static void test_options(void **state)
     o.n_v_thresholds = 2;
     refuse_create(model, &o, DM_ERROR_VALUE, "-2", "at least 0");
     o = plain_options();
+    o.device = "cpu";
     o.precision = DM_PRECISION_TF32;
     refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "tf32", "float32");
     dm_model_free(model);
@@ -78,8 +79,18 @@ static void test_devices(void **state)
     (void)state;
     dm_model *model = identity_model(8);
     dm_predict_options o = plain_options();
+#ifdef PREDICT_DEVICE
+    o.device = "cuda:7";
+    refuse_create(model, &o, DM_ERROR_DEVICE, "cuda:7", "lower");
+#else
     o.device = "cuda:0";
     refuse_create(model, &o, DM_ERROR_DEVICE, "built without CUDA", "--device cpu");
+#endif
+    static const char *const wrong[] = {"cuda:", "cuda:x", "cuda:-1", "cuda:1 ", "cuda:12345"};
+    for (int i = 0; i < 5; i++) {
+        o.device = wrong[i];
+        refuse_create(model, &o, DM_ERROR_VALUE, wrong[i], "cuda:N");
+    }
     o.device = "tpu";
     refuse_create(model, &o, DM_ERROR_VALUE, "'tpu'", "cpu");
     static const char *const good[] = {NULL, "auto", "cpu"};
