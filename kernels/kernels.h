@@ -58,7 +58,7 @@ typedef struct device_epilogue {
 /* ---- Pointwise (pointwise.cu) --------------------------------------------------------------- */
 
 /* out = epilogue(in), also with another element type or pitch; in may be out. Both have the same
- * size. */
+ * size, or in is 1 in some of D, H, W, C and repeated there. */
 cudaError_t kernel_pointwise(const device_tensor *in, const device_tensor *out, unsigned samples,
                              const device_epilogue *epilogue, cudaStream_t stream);
 
