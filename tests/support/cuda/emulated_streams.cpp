@@ -1,74 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Streams, events, graphs and launches of the emulated runtime. Work waits in its stream until something
+// Streams, events and launches of the emulated runtime. Work waits in its stream until something
 // waits for it; then it runs, after all that it depends on, on the OS thread that waits.
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <set>
-#include <thread>
-#include <vector>
 
-#include "emulated_runtime.h"
-
-namespace emulation
-{
-struct stream;
-typedef std::shared_ptr<stream> stream_pointer;
-
-// All work issued to the stream up to a number.
-struct dependency {
-    stream_pointer on;
-    uint64_t up_to;
-};
-
-struct operation {
-    task work; // may be empty: only the dependencies count
-    std::vector<dependency> after;
-};
-
-struct capture {
-    std::vector<task> tasks; // in the order of issue
-    cudaStreamCaptureMode mode;
-    std::thread::id by;
-    stream *origin;
-    std::vector<stream_pointer> streams;
-    bool spoiled;
-};
-typedef std::shared_ptr<capture> capture_pointer;
-
-struct stream {
-    bool blocking; // waits for the legacy stream, and it for this one
-    std::deque<operation> queue;
-    uint64_t issued, done;
-    capture_pointer capturing;
-    uint64_t captured; // operations recorded in this capture
-    uint64_t joined;   // how many of them another stream of the capture has waited for
-};
-
-struct event_time {
-    std::chrono::steady_clock::time_point at;
-};
-} // namespace emulation
+#include "emulated_stream.h"
 
 using namespace emulation;
-
-struct CUevent_st {
-    bool timed;
-    stream_pointer on; // null: never recorded
-    uint64_t up_to;
-    std::shared_ptr<event_time> time;
-    capture_pointer captured; // recorded while its stream was captured
-};
-struct CUgraph_st {
-    std::vector<task> tasks;
-};
-struct CUgraphExec_st {
-    std::shared_ptr<std::vector<task>> tasks;
-};
 
 namespace emulation
 {
@@ -77,7 +18,7 @@ namespace
 std::map<const void *, stream_pointer> streams; // by handle
 std::vector<stream_pointer> leaving;            // destroyed, with work left
 std::vector<capture_pointer> captures;
-std::set<const void *> events, graphs, graph_execs;
+std::set<const void *> events;
 int eager = -1;
 
 bool run_eagerly()
@@ -89,21 +30,43 @@ bool run_eagerly()
     return eager;
 }
 
-const stream_pointer &legacy()
+} // namespace
+
+const stream_pointer &legacy_stream()
 {
     static const stream_pointer it = std::make_shared<stream>();
     return it;
 }
 
-// Null for a handle that is not alive.
 stream_pointer find_stream(cudaStream_t handle)
 {
     if (!handle || handle == cudaStreamLegacy)
-        return legacy();
+        return legacy_stream();
     const auto found = streams.find(handle);
     return found == streams.end() ? nullptr : found->second;
 }
 
+void begin_capture(const stream_pointer &s, cudaStreamCaptureMode mode)
+{
+    const capture_pointer c = std::make_shared<capture>();
+    c->mode = mode;
+    c->by = std::this_thread::get_id();
+    c->origin = s.get();
+    c->streams.push_back(s);
+    s->capturing = c;
+    s->captured = s->joined = 0;
+    captures.push_back(c);
+}
+
+void end_capture(const capture_pointer &c)
+{
+    for (const stream_pointer &s : c->streams)
+        s->capturing = nullptr;
+    captures.erase(std::remove(captures.begin(), captures.end(), c), captures.end());
+}
+
+namespace
+{
 void run_until(const stream_pointer &s, uint64_t up_to)
 {
     while (s->done < up_to) {
@@ -139,7 +102,7 @@ bool forbids_unsafe_calls(const capture &c)
 }
 
 // The legacy stream would have to wait for what is not running but recorded.
-cudaError_t refuse_legacy()
+cudaError_t refuse_legacy_stream()
 {
     for (const capture_pointer &c : captures)
         for (const stream_pointer &s : c->streams)
@@ -152,7 +115,7 @@ cudaError_t refuse_legacy()
 
 void issue(const stream_pointer &s, operation next)
 {
-    if (s == legacy()) {
+    if (s == legacy_stream()) {
         for (const auto &each : streams)
             if (each.second->blocking)
                 next.after.push_back({each.second, each.second->issued});
@@ -160,7 +123,7 @@ void issue(const stream_pointer &s, operation next)
             if (left->blocking)
                 next.after.push_back({left, left->issued});
     } else if (s->blocking) {
-        next.after.push_back({legacy(), legacy()->issued});
+        next.after.push_back({legacy_stream(), legacy_stream()->issued});
     }
     s->queue.push_back(std::move(next));
     s->issued++;
@@ -180,8 +143,8 @@ cudaError_t enqueue_on(const stream_pointer &s, operation next)
         s->captured++;
         return cudaSuccess;
     }
-    if (s == legacy()) {
-        cudaError_t error = refuse_legacy();
+    if (s == legacy_stream()) {
+        cudaError_t error = refuse_legacy_stream();
         if (error != cudaSuccess)
             return error;
     }
@@ -197,7 +160,7 @@ cudaError_t finish(const stream_pointer &s)
         spoil(s->capturing);
         return cudaErrorStreamCaptureUnsupported;
     }
-    if (s == legacy())
+    if (s == legacy_stream())
         issue(s, {}); // depends on all blocking streams
     run_all_until(s, s->issued);
     leaving.erase(std::remove_if(leaving.begin(), leaving.end(),
@@ -213,13 +176,6 @@ cudaError_t step_until(const stream_pointer &s, uint64_t up_to)
         return cudaSuccess;
     run_all_until(s, s->done + 1);
     return cudaErrorNotReady;
-}
-
-void end_capture(const capture_pointer &c)
-{
-    for (const stream_pointer &s : c->streams)
-        s->capturing = nullptr;
-    captures.erase(std::remove(captures.begin(), captures.end(), c), captures.end());
 }
 
 cudaError_t make_stream(cudaStream_t *handle, unsigned int flags)
@@ -282,7 +238,7 @@ cudaError_t finish_device()
     std::vector<stream_pointer> all = leaving;
     for (const auto &each : streams)
         all.push_back(each.second);
-    all.push_back(legacy());
+    all.push_back(legacy_stream());
     if (schedule_order() & 1) // streams that do not wait for each other may run in any order
         std::reverse(all.begin(), all.end());
     for (const stream_pointer &s : all)
@@ -531,128 +487,4 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
     if (error == cudaSuccess)
         *ms = std::chrono::duration<float, std::milli>(end->time->at - start->time->at).count();
     return keep(error);
-}
-
-// ------------------------------------------------------------------------------------- graphs
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    const stream_pointer s = find_stream(handle);
-    if (error == cudaSuccess && !s)
-        error = cudaErrorInvalidResourceHandle;
-    if (error == cudaSuccess && (unsigned)mode > cudaStreamCaptureModeRelaxed)
-        error = cudaErrorInvalidValue;
-    if (error == cudaSuccess && s == legacy())
-        error = cudaErrorStreamCaptureUnsupported;
-    if (error == cudaSuccess && s->capturing)
-        error = cudaErrorIllegalState;
-    if (error != cudaSuccess)
-        return keep(error);
-    const capture_pointer c = std::make_shared<capture>();
-    c->mode = mode;
-    c->by = std::this_thread::get_id();
-    c->origin = s.get();
-    c->streams.push_back(s);
-    s->capturing = c;
-    s->captured = s->joined = 0;
-    captures.push_back(c);
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    const stream_pointer s = find_stream(handle);
-    if (error == cudaSuccess && !graph)
-        error = cudaErrorInvalidValue;
-    if (error == cudaSuccess && !s)
-        error = cudaErrorInvalidResourceHandle;
-    if (error == cudaSuccess && (!s->capturing || s->capturing->origin != s.get()))
-        error = cudaErrorStreamCaptureUnmatched;
-    if (error == cudaSuccess && s->capturing->mode != cudaStreamCaptureModeRelaxed &&
-        s->capturing->by != std::this_thread::get_id())
-        error = cudaErrorStreamCaptureWrongThread;
-    if (error != cudaSuccess)
-        return keep(error);
-    const capture_pointer c = s->capturing;
-    *graph = nullptr;
-    if (c->spoiled)
-        error = cudaErrorStreamCaptureInvalidated;
-    for (const stream_pointer &other : c->streams)
-        if (other != s && other->joined < other->captured && error == cudaSuccess)
-            error = cudaErrorStreamCaptureUnjoined;
-    end_capture(c);
-    if (error != cudaSuccess)
-        return keep(error);
-    *graph = new CUgraph_st{std::move(c->tasks)};
-    graphs.insert(*graph);
-    counts().live_graphs++;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *status)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    const stream_pointer s = find_stream(handle);
-    if (error == cudaSuccess && (!s || !status))
-        error = s ? cudaErrorInvalidValue : cudaErrorInvalidResourceHandle;
-    if (error == cudaSuccess)
-        *status = !s->capturing           ? cudaStreamCaptureStatusNone
-                  : s->capturing->spoiled ? cudaStreamCaptureStatusInvalidated
-                                          : cudaStreamCaptureStatusActive;
-    return keep(error);
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    if (error == cudaSuccess && (!exec || !graphs.count(graph)))
-        error = cudaErrorInvalidValue;
-    if (error != cudaSuccess)
-        return keep(error);
-    *exec = new CUgraphExec_st{std::make_shared<std::vector<task>>(graph->tasks)};
-    graph_execs.insert(*exec);
-    counts().live_graphs++;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    if (error == cudaSuccess && !graph_execs.count(exec))
-        error = cudaErrorInvalidValue;
-    if (error != cudaSuccess)
-        return keep(error);
-    const std::shared_ptr<std::vector<task>> tasks = exec->tasks;
-    return keep(enqueue(handle, [tasks] {
-        for (const task &each : *tasks)
-            each();
-        counts().graph_launches++;
-    }));
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph)
-{
-    runtime_guard guard(runtime_lock());
-    if (!graphs.erase(graph))
-        return keep(cudaErrorInvalidValue);
-    delete graph;
-    counts().live_graphs--;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
-{
-    runtime_guard guard(runtime_lock());
-    if (!graph_execs.erase(exec))
-        return keep(cudaErrorInvalidValue);
-    delete exec;
-    counts().live_graphs--;
-    return cudaSuccess;
 }
