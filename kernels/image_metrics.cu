@@ -274,7 +274,8 @@ static __global__ void __launch_bounds__(THREADS)
         if (counts && z - z0 >= W - 1)
             mine.sum += similarity(complete, setting.c1, setting.c2, setting.normalise);
     }
-    __syncthreads(); /* the plane makes room */
+    /* Sums lie where the voxels were, which nobody reads after the loop's last barrier. */
+    static_assert(THREADS * sizeof(ssim_sum) <= sizeof plane.a, "sums reach into what is read");
     join_threads(mine, dynamic_shared<ssim_sum>());
     if (threadIdx.x == 0)
         partial[blockIdx.x] = mine;

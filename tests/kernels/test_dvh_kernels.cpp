@@ -258,6 +258,12 @@ static void test_faults()
     made.add([](size_t v) { return v > 3; });
     made.add([](size_t) { return true; });
     check_fault(dose, made);
+    // One thread sees two.
+    made_labels whole(600, 1, 1, 4);
+    std::vector<float> two = doses(dose_kinds[0], whole.voxels());
+    two[77] = two[77 + 256] = two[77 + 512] = NAN;
+    whole.add([](size_t) { return true; });
+    check_fault(two, whole);
     // Outside of every structure it does not matter.
     made_labels beside(15, 10, 4, 4);
     beside.add([](size_t v) { return v < 3 || (v > 3 && v < 400) || v > 401; });
