@@ -16,8 +16,8 @@
  */
 #include "kernels/voxel_share.cuh"
 
-/* Tap k is at first + k*step; those with begin <= k < end lie inside the input, and `counted` divide
- * an average. */
+/* Tap k is at first + k*step; those with begin <= k < end lie inside the input, and `counted`
+ * divide an average. */
 struct pool_axis {
     int first, step, begin, end, counted;
 };

@@ -304,6 +304,11 @@ struct step_case {
             describe();
         CHECK(close);
         CHECK(made == arenas); /* nothing else was written */
+        /* But few do: with another way of rounding every second value would differ. */
+        size_t others = 0;
+        for (size_t i = 0; i < a.size(); i++)
+            others += !(a[i] == ref[i]);
+        CHECK(type != ELEMENT_BF16 || 4 * others <= a.size() + 16);
     }
     void describe() const
     {
@@ -318,7 +323,7 @@ struct step_case {
 };
 
 /* Calls function(type, dim, channels, samples, view of in, view of out) for each type with each
- * number of channels; sizes, samples and views take turns, so that each meets many of the others. */
+ * number of channels; sizes, samples and views take turns, so that each meets many others. */
 template <class Function> static inline void each_shape(Function function)
 {
     unsigned i = 0;

@@ -199,7 +199,7 @@ static void test_shared_operand()
     }
 }
 
-/* More channels than a block has threads, and so many blocks that each thread has several voxels. */
+/* More channels than a block has threads, and so many blocks that threads have several voxels. */
 static void test_many()
 {
     for (size_t channels : {257, 2056}) {

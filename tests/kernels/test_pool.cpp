@@ -21,7 +21,7 @@ static const pool_kind kinds[] = {
     {{3, 5, 1}, {3, 1, 1}, {1, 1, 1}, {2, 0, 0}, {0, 4, 0}, false, false},
 };
 
-/* As ONNX has it: with ceil_mode the last window begins inside the input or the padding before it. */
+/* As ONNX has it: with ceil_mode the last window begins in the input or the padding before it. */
 static size_t pooled_size(const pool_kind &k, int a, size_t in, bool maximum)
 {
     int reach = (k.kernel[a] - 1) * (maximum ? k.dilation[a] : 1) + 1;
