@@ -225,19 +225,6 @@ static void find_lifetimes(draft *d)
     }
 }
 
-/* Used in several segments without carrying anything over: reuse in each would be possible; as one
- * buffer it lives from the first to the last of them, which no portion of a segment may disturb. */
-static void widen_shared(draft *d)
-{
-    for (size_t t = 0; t < d->p->n_tensors; t++) {
-        buffer *b = &d->buffers[t];
-        if (!b->used || b->whole || segment_of(d, b->first) == segment_of(d, b->last))
-            continue;
-        b->first = segment_of(d, b->first)->first;
-        b->last = segment_of(d, b->last)->end - 1;
-    }
-}
-
 /* ---- Placing -------------------------------------------------------------------------------- */
 
 static size_t rounded(size_t bytes)
@@ -323,7 +310,6 @@ static void find_buffers(draft *d, size_t cache_bytes)
     }
     find_whole(d);
     find_lifetimes(d);
-    widen_shared(d);
 }
 
 static void publish(const draft *d, device_layout *layout)
