@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A step by the plan's executable specification (plan_interpreter.h), for tests in C++, which
- * cannot read the plan's own structures. The names and meanings here are those of plan.h and graph.h.
+ * cannot read the plan's own structures. Names and meanings are those of plan.h and graph.h.
  */
 #ifndef DOSEMAP_TESTS_INTERPRETED_STEP_H
 #define DOSEMAP_TESTS_INTERPRETED_STEP_H
