@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import K_GY_PER_GBQ, MODEL, SUV_78, assert_refused, dosemap, write_tiny_model
+from conftest import K_GY_PER_GBQ, SUV_78, assert_refused, dosemap, write_tiny_model
 from emulated_cuda import (
     MODULE,
     assert_curves_within_a_bin,
@@ -67,8 +67,8 @@ def small_labels(small_pet: Path, affine: np.ndarray) -> Path:
 
 def test_module_is_the_emulated_one() -> None:
     report = json.loads(dosemap("doctor", "--json", env=settings()).stdout)["cuda"]
-    assert report["usable"] is True and not report["problem"]
-    assert "mulat" in json.dumps(report), report
+    assert report["usable"] is True and report["emulated"] is True and not report["problem"]
+    assert report["module"] == MODULE
 
 
 # ---- Equal to the CPU ---------------------------------------------------------------------------
@@ -245,20 +245,20 @@ def test_little_device_memory(tmp_path: Path, small_pet: Path, small_labels: Pat
     options = ("--model", SMALL, "--overlap", "0.5", "--labels", small_labels)
     reference = predict("cuda", small_pet, tmp_path / "all.nii", *options)
     done, refused = set(), []
-    for kibibytes in (65536, 16384, 8192, 4096, 2048, 1024, 512, 64):
-        folder = tmp_path / str(kibibytes)
+    for mebibytes in (2048, 1024, 512, 400, 350, 300, 275, 250, 200, 100, 50, 10, 1):
+        folder = tmp_path / str(mebibytes)
         folder.mkdir()
         result = dosemap(
             "predict", small_pet, *SUV_78, *options, "--device", "cuda", "-o", folder / "o.nii",
-            env=settings(memory=kibibytes * 1024),
+            env=settings(memory=mebibytes << 20),
         )  # fmt: skip
         if result.returncode == 0:
             assert not refused, "it ran with less memory than it had refused"
             assert_close(dose_of(folder / "o.nii"), dose_of(reference), 1e-6)
-            done.add(kibibytes)
+            done.add(mebibytes)
         else:
             assert_refused(result, folder / "o.nii", "memory")
-            refused.append(kibibytes)
+            refused.append(mebibytes)
     assert done and refused
 
 
@@ -304,7 +304,7 @@ def test_device_names(tmp_path: Path, small_pet: Path, tiny: Path, out: Path) ->
         assert_refused(result, out, device)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_have_no_dose(
     small_pet: Path, affine: np.ndarray, out: Path, value: float
 ) -> None:
@@ -334,10 +334,10 @@ def test_nan_to_zero(tmp_path: Path, small_pet: Path, affine: np.ndarray) -> Non
 
 
 def refused_module(pet: Path, model: Path, out: Path, module: Path, *words: str) -> None:
-    """`predict` says why, `doctor` too, and the CPU goes on."""
+    """`predict` says which and why, `doctor` too, and the CPU goes on."""
     env = {"DOSEMAP_CUDA_MODULE": str(module)}
     command = ("predict", pet, *SUV_78, "--model", model, "-o", out)
-    assert_refused(dosemap(*command, "--device", "cuda", env=env), out, *words)
+    assert_refused(dosemap(*command, "--device", "cuda", env=env), out, str(module), *words)
     report = json.loads(dosemap("doctor", "--json", env=env).stdout)["cuda"]
     assert report["usable"] is False
     assert all(word in json.dumps(report) for word in words), report
@@ -348,19 +348,19 @@ def refused_module(pet: Path, model: Path, out: Path, module: Path, *words: str)
 
 def test_module_that_is_not_there(small_pet: Path, tiny: Path, out: Path, tmp_path: Path) -> None:
     module = tmp_path / "none/libdosemap-cuda.so"
-    refused_module(small_pet, tiny, out, module, str(module))
+    refused_module(small_pet, tiny, out, module, "$DOSEMAP_CUDA_MODULE", "correct or unset")
 
 
 def test_module_that_is_no_library(small_pet: Path, tiny: Path, out: Path, tmp_path: Path) -> None:
     module = tmp_path / "libdosemap-cuda.so"
     module.write_bytes(b"not a library")
-    refused_module(small_pet, tiny, out, module, str(module))
+    refused_module(small_pet, tiny, out, module, "install dosemap again")
 
 
-def test_module_cut_short(small_pet: Path, tiny: Path, out: Path, tmp_path: Path) -> None:
+def test_empty_module(small_pet: Path, tiny: Path, out: Path, tmp_path: Path) -> None:
     module = tmp_path / "libdosemap-cuda.so"
-    module.write_bytes(Path(MODULE).read_bytes()[:5000])
-    refused_module(small_pet, tiny, out, module, str(module))
+    module.write_bytes(Path(MODULE).read_bytes()[:40])
+    refused_module(small_pet, tiny, out, module, "install dosemap again")
 
 
 @pytest.mark.parametrize(
@@ -377,20 +377,18 @@ def test_foreign_module(
     module = tmp_path / "libdosemap-cuda.so"
     (tmp_path / "m.c").write_text(source)
     command = ["cc", "-shared", "-fPIC", tmp_path / "m.c", "-o", module]
-    subprocess.run(command, check=True, env=os.environ)
-    refused_module(small_pet, tiny, out, module, str(module))
+    subprocess.run(command, check=True)
+    refused_module(small_pet, tiny, out, module, "install dosemap again")
 
 
-def test_relative_module_and_empty_name(tmp_path: Path, small_pet: Path, tiny: Path) -> None:
-    """An empty variable counts as none."""
-    report = json.loads(dosemap("doctor", "--json", env={"DOSEMAP_CUDA_MODULE": ""}).stdout)
-    plain = {k: v for k, v in os.environ.items() if k != "DOSEMAP_CUDA_MODULE"}
-    assert plain.get("DOSEMAP_CUDA_MODULE") is None
-    assert report["cuda"] == json.loads(dosemap("doctor", "--json").stdout)["cuda"]
+def test_empty_variable_counts_as_none() -> None:
+    empty = json.loads(dosemap("doctor", "--json", env={"DOSEMAP_CUDA_MODULE": ""}).stdout)
+    assert "DOSEMAP_CUDA_MODULE" not in os.environ
+    assert empty["cuda"] == json.loads(dosemap("doctor", "--json").stdout)["cuda"]
 
 
 def test_doctor_names_the_device() -> None:
     text = dosemap("doctor", env=settings()).stdout
     (line,) = (line for line in text.splitlines() if line.startswith("CUDA"))
-    assert "usable" in line
-    assert MODEL.is_file()
+    assert "usable" in line and "emulated" in line
+    assert MODULE in text

@@ -34,6 +34,9 @@ def curves(path):
     """Of a DVH table: structure -> doses, volumes in cm3, both as the file orders them."""
     found = {}
     for row in table(path):
+        if "n/a" in row.values():  # a structure without voxels
+            found[row["id"], row["name"]] = ([], [])
+            continue
         dose = next(float(value) for key, value in row.items() if key.startswith("dose_"))
         doses, volumes = found.setdefault((row["id"], row["name"]), ([], []))
         doses.append(dose)
@@ -49,6 +52,9 @@ def assert_curves_within_a_bin(path, reference_path):
         expected_doses, expected = reference[name]
         assert abs(len(doses) - len(expected_doses)) <= 1, name
         n = min(len(doses), len(expected_doses))
+        if n < 2:
+            assert (doses, volumes) == (expected_doses, expected), name
+            continue
         width = expected_doses[1] - expected_doses[0]
         for i in range(n):
             assert abs(doses[i] - expected_doses[i]) <= 1e-4 * doses[i] + 1e-3 * width, (name, i)
@@ -61,7 +67,8 @@ def assert_same_organs(path, reference_path):
     result, reference = table(path), table(reference_path)
     assert len(result) == len(reference) > 0
     for row, expected in zip(result, reference, strict=True):
-        maximum = next(float(v) for k, v in expected.items() if k.startswith("max_"))
+        highest = next(v for k, v in expected.items() if k.startswith("max_"))
+        maximum = 0 if highest == "n/a" else float(highest)
         for key, value in row.items():
             if key.partition("_")[0] in ("mean", "min", "max", "d2", "d50", "d95", "d98", "d2cc"):
                 if value == expected[key]:  # "n/a" among them
