@@ -227,9 +227,9 @@ static dm_status sort_thresholds(work *w)
 static dm_status count_voxels(work *w)
 {
     size_t n = w->dvh->n_thresholds, classes = w->count * (n + 1);
-    unsigned long long *d_histogram, *d_passed;
-    device_dvh_bins *d_bins;
-    unsigned *d_threshold;
+    unsigned long long *d_histogram = NULL, *d_passed = NULL;
+    device_dvh_bins *d_bins = NULL;
+    unsigned *d_threshold = NULL;
     w->histogram = array_alloc(w->all_bins, sizeof *w->histogram);
     w->passed = array_zero(classes, sizeof *w->passed);
     if (!w->histogram || !w->passed)
