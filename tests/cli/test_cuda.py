@@ -245,20 +245,20 @@ def test_little_device_memory(tmp_path: Path, small_pet: Path, small_labels: Pat
     options = ("--model", SMALL, "--overlap", "0.5", "--labels", small_labels)
     reference = predict("cuda", small_pet, tmp_path / "all.nii", *options)
     done, refused = set(), []
-    for mebibytes in (2048, 1024, 512, 400, 350, 300, 275, 250, 200, 100, 50, 10, 1):
-        folder = tmp_path / str(mebibytes)
+    for kibibytes in (2 << 20, 1 << 20, 100 << 10, 10 << 10, 4096, 2048, 1024, 512, 256, 128, 32):
+        folder = tmp_path / str(kibibytes)
         folder.mkdir()
         result = dosemap(
             "predict", small_pet, *SUV_78, *options, "--device", "cuda", "-o", folder / "o.nii",
-            env=settings(memory=mebibytes << 20),
+            env=settings(memory=kibibytes << 10),
         )  # fmt: skip
         if result.returncode == 0:
             assert not refused, "it ran with less memory than it had refused"
             assert_close(dose_of(folder / "o.nii"), dose_of(reference), 1e-6)
-            done.add(mebibytes)
+            done.add(kibibytes)
         else:
             assert_refused(result, folder / "o.nii", "memory")
-            refused.append(mebibytes)
+            refused.append(kibibytes)
     assert done and refused
 
 
