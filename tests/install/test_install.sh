@@ -41,6 +41,14 @@ LD_LIBRARY_PATH=$(dirname "$library") "$work/by_pkg_config" "$pet" 70 "$work/b.n
 cmp "$work/a.nii.gz" "$work/b.nii.gz"
 cmp "$work/a.nii.gz" "$work/c.nii.gz"
 
+# Without the CUDA module the GPU is refused with a remedy; the CPU has just worked.
+if [ -z "$(find "$prefix" -name 'libdosemap-cuda.so')" ]; then
+    said=$("$prefix/bin/dosemap" predict "$pet" --device cuda -o "$work/d.nii.gz" 2>&1) &&
+        { echo "--device cuda without a module succeeded"; exit 1; }
+    grep -q '^dosemap: error: .*cuda.*; .*DOSEMAP_CUDA' <<< "$said" ||
+        { echo "--device cuda without a module: $said"; exit 1; }
+fi
+
 bash -n "$prefix/share/bash-completion/completions/dosemap"
 grep -q -- '--body-weight' "$prefix/share/bash-completion/completions/dosemap"
 echo "installed, found, linked and run"
