@@ -63,28 +63,6 @@ static dm_status find_file(char *path, size_t size, dm_error *err)
 
 /* ---- Loading -------------------------------------------------------------------------------- */
 
-typedef struct missing_library {
-    const char *part, *name, *remedy;
-} missing_library;
-
-/* The loader's message names the file that it did not find. */
-static dm_status explain(const char *path, const char *message, dm_error *err)
-{
-    static const missing_library known[] = {
-        {"libcudnn", "cuDNN", "install cuDNN 9.15 or newer for this CUDA version, or " USE_CPU},
-        {"libcudart", "the CUDA runtime",
-         "install the CUDA runtime library (package cuda-cudart), or " USE_CPU},
-        {"libnvrtc", "the CUDA run-time compiler",
-         "install the library NVRTC (package cuda-nvrtc), or " USE_CPU},
-        {"libcuda.so", "the NVIDIA driver", "install the NVIDIA driver, or " USE_CPU}};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strstr(message, known[i].part))
-            return error_set(err, DM_ERROR_DEVICE, path, known[i].remedy, "%s is missing: %s",
-                             known[i].name, message);
-    return error_set(err, DM_ERROR_DEVICE, path, "install dosemap again, or " USE_CPU,
-                     "the CUDA module cannot be loaded: %s", message);
-}
-
 static void load(void)
 {
     char *path = loaded.path;
@@ -96,7 +74,9 @@ static void load(void)
     }
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
-        explain(path, dlerror(), err);
+        error_set(err, DM_ERROR_DEVICE, path,
+                  "install what is missing, or dosemap again; or " USE_CPU,
+                  "the CUDA module cannot be loaded: %s", dlerror());
         return;
     }
     /* POSIX asks for this way round: ISO C knows no cast from an object to a function. */

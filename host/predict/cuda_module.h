@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The CUDA backend is a module of its own, libdosemap-cuda.so, that is loaded when somebody asks for a
- * CUDA device: only it needs the CUDA runtime and cuDNN. It is looked for in $DOSEMAP_CUDA_MODULE (a
- * file), else beside the library in the folder dosemap/ or, where it was built, modules/.
+ * The CUDA backend is a module of its own, libdosemap-cuda.so, that is loaded when somebody asks
+ * for a CUDA device: only it needs the CUDA runtime and cuDNN. It is looked for in
+ * $DOSEMAP_CUDA_MODULE (a file), else beside the library in the folder dosemap/ or, where it was
+ * built, modules/.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_MODULE_H
 #define DOSEMAP_PREDICT_CUDA_MODULE_H

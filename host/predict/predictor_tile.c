@@ -101,8 +101,8 @@ static dm_status check_auto(dm_predictor *p, dm_error *err)
 
 /* ---- Memory --------------------------------------------------------------------------------- */
 
-/* A device has memory of its own, and that is what is counted then: the weights once, the windows of
- * the smallest batch. Volumes that do not fit beside them pass through it in slabs. */
+/* A device has memory of its own, and that is what is counted then: the weights once, the windows
+ * of the smallest batch. Volumes that do not fit beside them pass through it in slabs. */
 bool predictor_on_device(const dm_predictor *p)
 {
     return p->backend->free_memory != NULL;
@@ -113,7 +113,8 @@ static double program_bytes(const dm_predictor *p)
     return predictor_on_device(p) ? p->plan->weight_bytes : tile_program_bytes(p->plan);
 }
 
-/* On a device, as on the CPU, convolutions may have a copy of their input and one of their result. */
+/* On a device, as on the CPU, convolutions may have a copy of their input and one of their result.
+ * */
 static double worker_bytes(const dm_predictor *p)
 {
     double largest = 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tables of padding, slices and resizing: which input coordinates a result's coordinate comes from. */
+/* Tables of padding, slices and resizing: which input coordinates a result's coordinate comes from.
+ * */
 #include "predict/step_axis.h"
 
 #include <math.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How one axis of the result of STEP_PAD, STEP_SLICE or STEP_RESIZE falls onto the input: result i is
- * in[low[i]] + weight[i]*(in[high[i]] - in[low[i]]), or `fill` where low[i] is -1. */
+/* How one axis of the result of STEP_PAD, STEP_SLICE or STEP_RESIZE falls onto the input: result i
+ * is in[low[i]] + weight[i]*(in[high[i]] - in[low[i]]), or `fill` where low[i] is -1. */
 #ifndef DOSEMAP_PREDICT_STEP_AXIS_H
 #define DOSEMAP_PREDICT_STEP_AXIS_H
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A job on the device, in as large pieces as its memory takes: first smaller batches, down to those
- * that still keep the device busy, then slabs of the volume, then batches of one window. Every piece
- * computes the same values; vendors' convolutions may round differently for other batches.
+ * A job on the device, in as large pieces as its memory takes: first smaller batches, down to
+ * those that still keep the device busy, then slabs of the volume, then batches of one window.
+ * Every piece computes the same values; vendors' convolutions may round differently for other
+ * batches.
  */
 #include "base/error.h"
 #include "predict/cuda/cuda_run_parts.h"

@@ -4,9 +4,9 @@
  *
  * A slab is some rows of windows along the model's z. For it the device holds the planes of the PET
  * that its windows reach, and the sums of its planes; planes that the next slab adds to stay, the
- * others are finished and go to the host. Usually everything fits and there is one slab, which never
- * leaves the device until the dose is complete; then the sums lie where the dose will (exact maps)
- * and the way back to the PET's grid and the histograms are the device's too.
+ * others are finished and go to the host. Usually everything fits and there is one slab, which
+ * never leaves the device until the dose is complete; then the sums lie where the dose will (exact
+ * maps) and the way back to the PET's grid and the histograms are the device's too.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_CUDA_RUN_PARTS_H
 #define DOSEMAP_PREDICT_CUDA_CUDA_RUN_PARTS_H

@@ -2,9 +2,9 @@
 /*
  * The windows of a slab: which of them are air, then batch after batch through the network into the
  * sums. Two batches are under way at most: while the device works on one, the host looks at the
- * faults of the one before, reports progress, and asks whether to go on. The first batch is launched
- * operation by operation; where more than two follow, the second is recorded as a CUDA graph, which
- * then stands for all others. Where recording fails, they go on as the first one.
+ * faults of the one before, reports progress, and asks whether to go on. The first batch is
+ * launched operation by operation; where more than two follow, the second is recorded as a CUDA
+ * graph, which then stands for all others. Where recording fails, they go on as the first one.
  */
 #include <math.h>
 #include <nvtx3/nvToolsExt.h>

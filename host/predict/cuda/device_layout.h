@@ -6,9 +6,9 @@
  * time: few at the highest resolution, so that what one operation writes is still in the
  * second-level cache when the next one reads it; the whole batch at the coarse levels, whose
  * matrices would be too small otherwise. A buffer that lives inside a segment exists once for these
- * samples; one that several segments share exists for the whole batch. So the plan's own arena, laid
- * out for one sample, is not used: buffers are told apart anew, and placed for their lifetimes in
- * operations.
+ * samples; one that several segments share exists for the whole batch. So the plan's own arena,
+ * laid out for one sample, is not used: buffers are told apart anew, and placed for their lifetimes
+ * in operations.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_DEVICE_LAYOUT_H
 #define DOSEMAP_PREDICT_CUDA_DEVICE_LAYOUT_H

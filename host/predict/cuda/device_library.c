@@ -267,8 +267,8 @@ static bool is_alive(const device_network *net)
     return cudaStreamSynchronize(net->options.stream) == cudaSuccess;
 }
 
-/* The library's refusals and failures are answers; a lack of memory, and a device that does not work
- * any more, are not. */
+/* The library's refusals and failures are answers; a lack of memory, and a device that does not
+ * work any more, are not. */
 static dm_status try_candidates(device_network *net, const char *name, library_entry *entry,
                                 const device_convolution *conv, const float *bias, dm_error *err)
 {

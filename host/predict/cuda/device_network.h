@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A plan on the device for batches of one fixed size: every buffer placed, every kernel chosen, every
- * plan of the vendor's library compared once with a convolution of ours. A launch is the same
+ * A plan on the device for batches of one fixed size: every buffer placed, every kernel chosen,
+ * every plan of the vendor's library compared once with a convolution of ours. A launch is the same
  * sequence of work each time, so that it can be captured into a CUDA graph.
  *
  *     fill --> operations of the plan --> take, or the last convolution joined with what takes it
@@ -9,8 +9,9 @@
  * Convolutions are tried in this order: the kernel for first layers; the library, with bias,
  * residual and activation where it joins them and else with a pointwise pass behind it; the
  * tensor-core kernel for views, and where the library has nothing that computes rightly; the kernel
- * for any case. The library reads and writes dense tensors only: a view goes to it through a copy if
- * no kernel of ours takes it, and its result reaches a view by the pointwise pass that adds the bias.
+ * for any case. The library reads and writes dense tensors only: a view goes to it through a copy
+ * if no kernel of ours takes it, and its result reaches a view by the pointwise pass that adds the
+ * bias.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_H
 #define DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_H

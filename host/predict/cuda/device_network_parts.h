@@ -97,6 +97,15 @@ cudaError_t finish_chain(const device_network *net, const device_op *op, device_
 device_tensor first_target(const device_network *net, const device_op *op, const device_tensor *out,
                            size_t *links);
 
+/* Groups of a normalisation's channels, or of a global average: all of them. */
+size_t network_norm_groups(const device_network *net, const plan_step *step);
+
+/* device_prepare.c: all that operation number `op` needs, its tensors being placed. */
+dm_status network_prepare(device_network *net, size_t op, dm_error *err);
+/* Weights and biases of a gate. */
+dm_status network_fill_gate(device_network *net, const lowered_op *lowered, device_gate *gate,
+                            dm_error *err);
+
 /* device_convolution.c: who computes it, with all that is chosen on the way; in and out as they are
  * for the first portion. `links`: false if the result takes neither bias nor chain. */
 dm_status convolution_choose(device_network *net, device_op *op, const device_tensor *in,
