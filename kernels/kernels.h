@@ -154,9 +154,9 @@ cudaError_t kernel_unfold(const int kernel[3], const device_tensor *blocks,
 
 /* Attention gate (Oktay et al. 2018), additive, on one grid (attention_gate.cu):
  * a = relu(coarse_weight coarse + skip_weight skip + bias), s = sigmoid(psi a + psi_bias),
- * out = skip * s. Weights (O, I) in the tensors' element type, bias (the sum of both) float32; psi
- * (O) in the element type. Intermediates are rounded to the element type where separate steps would
- * store them. */
+ * out = skip * s. Weights (O, I) and psi (O) in the tensors' element type, biases float32.
+ * Intermediates are rounded to the element type where separate steps would store them: coarse_weight
+ * coarse + coarse_bias, a and s. */
 typedef struct device_gate {
     const void *coarse_weight, *skip_weight, *psi_weight;
     const float *coarse_bias, *skip_bias, *psi_bias; /* NULL for none; psi_bias is one value */
