@@ -28,7 +28,6 @@
 #include "kernels/epilogue.cuh"
 
 static constexpr unsigned gate_threads = 256;
-static constexpr size_t gate_shared = 99u * 1024u; /* on every GPU from sm_80 on */
 static constexpr unsigned most_voxels = 256, least_voxels = 16;
 
 /* Offsets in bytes from the start of shared memory; rows in elements. */
@@ -246,7 +245,7 @@ static gate_layout layout_for(const device_gate *gate, const gate_tensors &t, un
     bytes = place_part(&l.activations, bytes, static_cast<size_t>(gate->inner) * voxels * size);
     bytes = place_part(&l.psi, bytes, gate->inner * sizeof(float));
     bytes = place_part(&l.scale, bytes, voxels * sizeof(float));
-    l.bytes = bytes <= gate_shared ? static_cast<unsigned>(bytes) : 0; /* does not fit */
+    l.bytes = bytes <= SHARED_MOST ? static_cast<unsigned>(bytes) : 0; /* does not fit */
     l.coarse_moves_8 = tensor_moves_8(&t.coarse);
     l.skip_moves_8 = tensor_moves_8(&t.skip);
     l.out_moves_8 = tensor_moves_8(&t.out);

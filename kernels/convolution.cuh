@@ -13,10 +13,6 @@
 
 #include "kernels/epilogue8.cuh"
 
-/* A block may ask for this much shared memory on every GPU from sm_80 on (sm_86, sm_89 and sm_120
- * have no more). */
-#define CONVOLUTION_MOST_SHARED (99u * 1024u)
-
 /* The cells of one phase. */
 struct cell_grid {
     unsigned dim[3];   /* cells, z, y, x */

@@ -196,8 +196,7 @@ static first_tile tile_of(const device_convolution *convolution, const device_te
         tile.bricks[a] = (out->dim[a] + brick[a] - 1) / brick[a];
     }
     tile.channels = out->channels < most_channels ? (out->channels + 7) / 8 * 8 : most_channels;
-    while (tile.channels > 8 &&
-           first_shared(convolution, in->channels, tile) > CONVOLUTION_MOST_SHARED)
+    while (tile.channels > 8 && first_shared(convolution, in->channels, tile) > SHARED_MOST)
         tile.channels = (tile.channels / 2 + 7) / 8 * 8;
     return tile;
 }
@@ -208,7 +207,7 @@ bool convolution_first_takes(const device_convolution *convolution, const device
     if (in->channels > 4 || convolution->groups != 1 || convolution->transposed)
         return false;
     first_tile tile = tile_of(convolution, in, out);
-    return first_shared(convolution, in->channels, tile) <= CONVOLUTION_MOST_SHARED;
+    return first_shared(convolution, in->channels, tile) <= SHARED_MOST;
 }
 
 template <class T, unsigned I>

@@ -36,21 +36,26 @@ template <class T> __device__ __forceinline__ T *dynamic_shared()
 
 /* ---- Launching ------------------------------------------------------------------------------ */
 
-/* Shared memory beyond this has to be allowed for each kernel. */
+/* Shared memory of a block: beyond the first, a kernel has to be allowed it; the second is there on
+ * every GPU from compute capability 8.0 on (8.6, 8.9 and 12.0 have no more). */
 #define SHARED_WITHOUT_ASKING (48u * 1024u)
+#define SHARED_MOST (99u * 1024u)
 
 /* Launches asynchronously; an empty grid is not launched. Arguments are converted to the kernel's
- * parameters. */
+ * parameters. What is allowed is always the same, because a smaller limit would also hold for
+ * launches that a graph has recorded and for those of other threads. */
 template <class... Parameters, class... Arguments>
 static inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                                  size_t shared_bytes, cudaStream_t stream, Arguments... arguments)
 {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0)
         return cudaSuccess;
+    if (shared_bytes > SHARED_MOST)
+        return cudaErrorInvalidValue;
     if (shared_bytes > SHARED_WITHOUT_ASKING) {
         cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(shared_bytes));
+                                                 static_cast<int>(SHARED_MOST));
         if (error != cudaSuccess)
             return error;
     }

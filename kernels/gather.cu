@@ -49,15 +49,15 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
             continue;
         const unsigned in_tile = tile_index(v, g.tiling.tile);
         const voxel model = {start.x + v.x, start.y + v.y, start.z + v.z};
-        float value = 0;
+        T stored = from_float<T>(0.0f);
         if (window != NO_WINDOW && is_inside(model, g.tiling.volume)) {
-            value = intensity_transformed(&g.intensity, input_quantity(g, model));
-            if (!is_finite(value))
+            stored = from_float<T>(intensity_transformed(&g.intensity, input_quantity(g, model)));
+            if (!is_finite(to_float(stored))) /* also what is too large for fp16 */
                 atomicMin(fault, static_cast<unsigned long long>(window) *
                                          (g.tiling.tile[0] * g.tiling.tile[1] * g.tiling.tile[2]) +
                                      in_tile);
         }
-        out[place * sample + in_tile * pitch] = from_float<T>(value);
+        out[place * sample + in_tile * pitch] = stored;
     }
 }
 
