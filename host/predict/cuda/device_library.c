@@ -70,13 +70,8 @@ static dm_status fill_random(device_network *net, int which, size_t n, element_t
     }
     if (values && converted) {
         elements_from_floats(values, n, type, converted);
-        status =
-            device_check(cudaMemcpyAsync(net->check.data[which], converted, n * element_size(type),
-                                         cudaMemcpyHostToDevice, net->options.stream),
-                         "checking the library's convolutions", err);
-        if (status == DM_OK)
-            status = device_check(cudaStreamSynchronize(net->options.stream),
-                                  "checking the library's convolutions", err);
+        status = device_copy_up(net->check.data[which], converted, n * element_size(type),
+                                "checking the library's convolutions", err);
     } else {
         status = error_memory(err, n * sizeof *values, "checking the library's convolutions");
     }
@@ -214,7 +209,7 @@ static void reject(device_network *net, const char *name, const library_convolut
 {
     size_t used = strlen(net->rejections);
     snprintf(net->rejections + used, sizeof net->rejections - used, "%s%s: %s (%.80s)",
-             used ? "; " : "", name, reason, library_convolution_describe(made));
+             used ? "; " : "", name, reason, made ? library_convolution_describe(made) : "no plan");
 }
 
 static dm_status check(device_network *net, const char *name, const library_convolution_spec *spec,
@@ -277,21 +272,21 @@ static dm_status try_candidates(device_network *net, const char *name, library_e
         bool right = false;
         dm_status status =
             library_convolution_create(net->options.library, &entry->spec, candidate, &made, err);
-        if (status == DM_ERROR_UNSUPPORTED)
-            return DM_OK;
         if (status == DM_OK)
             status = check(net, name, &entry->spec, conv, bias, made, &right, err);
         if (status == DM_OK && right) {
             entry->convolution = made;
             return DM_OK;
         }
-        if (status == DM_ERROR_DEVICE && made && is_alive(net)) {
+        /* Nothing of the plan may be under way when it goes. */
+        bool alive = status == DM_OK || status == DM_ERROR_UNSUPPORTED || is_alive(net);
+        if (status == DM_ERROR_DEVICE && alive) {
             reject(net, name, made, "fails");
-            status = DM_OK;
+            status = made ? DM_OK : DM_ERROR_UNSUPPORTED;
         }
         library_convolution_free(made);
         if (status != DM_OK)
-            return status;
+            return status == DM_ERROR_UNSUPPORTED ? DM_OK : status;
     }
     return DM_OK;
 }

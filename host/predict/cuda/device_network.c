@@ -151,6 +151,8 @@ void device_network_free(device_network *net)
 {
     if (!net)
         return;
+    if (cudaStreamSynchronize(net->options.stream) != cudaSuccess)
+        (void)cudaGetLastError();
     for (size_t i = 0; i < net->n_ops; i++) {
         for (int a = 0; a < 3; a++)
             device_free((void *)(uintptr_t)net->ops[i].maps[a].low);
