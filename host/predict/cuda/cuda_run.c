@@ -56,7 +56,8 @@ static dm_status run_slabs(device_job *d, dm_error *err)
     return status;
 }
 
-/* *started: something has run, so that a lack of memory is none of the pieces' size. */
+/* *started: a batch has run, so that a lack of memory is none of the pieces' size. Until then the
+ * driver may still need some: it loads kernels when they are launched first. */
 static dm_status attempt(cuda_state *s, const predict_job *job, const pieces *p,
                          predict_result *result, bool *started, dm_error *err)
 {
@@ -65,9 +66,9 @@ static dm_status attempt(cuda_state *s, const predict_job *job, const pieces *p,
     result->windows_run = result->windows_skipped = 0;
     result->batch = p->batch;
     dm_status status = device_job_prepare(&d, err);
-    *started = status == DM_OK;
     if (status == DM_OK)
         status = run_slabs(&d, err);
+    *started = d.has_run;
     if (status == DM_OK)
         status = device_job_dose(&d, err);
     if (status == DM_OK && job->labels)

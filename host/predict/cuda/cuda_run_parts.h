@@ -56,6 +56,7 @@ typedef struct device_job {
     cudaEvent_t done[2];
     cudaGraphExec_t graph;
     size_t windows_before; /* of earlier slabs */
+    bool has_run;          /* a batch did: its kernels are loaded, its memory is there */
 } device_job;
 
 /* cuda_run_setup.c: memory, tables and the network. */

@@ -98,7 +98,7 @@ static dm_status list_windows(device_job *d, const slab *part, dm_error *err)
     d->n_run = kept;
     for (d->n_list = kept; d->n_list % d->batch != 0; d->n_list++)
         d->list[d->n_list] = NO_WINDOW;
-    /* From pageable memory: it has been read when this returns. */
+    /* The list stays as it is until all its batches have run. */
     return device_check(cudaMemcpyAsync(d->d_list, d->list, d->n_list * sizeof *d->list,
                                         cudaMemcpyHostToDevice, d->state->stream),
                         "copying the list of windows", err);
@@ -196,6 +196,7 @@ static dm_status await_batch(device_job *d, size_t batch, dm_error *err)
         status = device_job_fault(d, d->faults + batch % 2 * FAULTS, err);
     if (status != DM_OK)
         return status;
+    d->has_run = true;
     size_t done = (batch + 1) * d->batch < d->n_run ? (batch + 1) * d->batch : d->n_run;
     return job_report(
         d->job, NETWORK_SHARE * (double)(d->windows_before + done) / (double)d->job->tiling->count,

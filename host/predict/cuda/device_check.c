@@ -8,10 +8,24 @@
 
 #define REMEDY "see 'dosemap doctor', or use --device cpu"
 
-/* An error of this kind stays: nothing runs any more in this process. */
+/* After an error of this kind nothing runs any more in this process. */
 static bool is_lasting(cudaError_t code)
 {
-    return code == cudaErrorIllegalAddress || code == cudaErrorLaunchFailure;
+    switch (code) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorAssert:
+        return true;
+    default:
+        return false;
+    }
 }
 
 dm_status device_check(cudaError_t code, const char *doing, dm_error *err)

@@ -12,6 +12,7 @@
 #include "dosimetry/dvh.h"
 #include "dosimetry/dvh_statistics.h"
 #include "kernels/kernels.h"
+#include "predict/cuda/device_check.h"
 #include "predict/cuda/structure_table.h"
 
 /* TotalSegmentator's 117 are one group. 128 take 3 MB of digits and at most 100 MB of bins. */
@@ -45,12 +46,9 @@ typedef struct work {
 
 /* ---- The device's memory -------------------------------------------------------------------- */
 
-static dm_status device_status(cudaError_t error, dm_error *err)
+static dm_status device_status(cudaError_t code, dm_error *err)
 {
-    if (error == cudaSuccess)
-        return DM_OK;
-    return error_set(err, DM_ERROR_DEVICE, NULL, NULL, "the device failed at the DVHs: %s",
-                     cudaGetErrorString(error));
+    return device_check(code, "computing DVHs", err);
 }
 
 /* A buffer for `count` elements on the device. *pointer is a pointer of any type. */
@@ -60,15 +58,9 @@ static dm_status take(work *w, size_t count, size_t size, void *pointer)
     void *buffer;
     if (!size_multiply(count, size, &bytes))
         return error_memory(w->err, SIZE_MAX, "DVHs on the device");
-    cudaError_t error = cudaMalloc(&buffer, bytes ? bytes : 1);
-    if (error == cudaErrorMemoryAllocation) {
-        cudaGetLastError(); /* nothing else has failed */
-        return error_set(w->err, DM_ERROR_MEMORY, NULL,
-                         "free memory of the device, or use --device cpu",
-                         "no memory for DVHs on the device (%zu bytes)", bytes);
-    }
-    if (error != cudaSuccess)
-        return device_status(error, w->err);
+    dm_status status = device_alloc(&buffer, bytes ? bytes : 1, "the computation of DVHs", w->err);
+    if (status != DM_OK)
+        return status;
     w->buffer[w->buffers++] = buffer;
     memcpy(pointer, &buffer, sizeof buffer);
     return DM_OK;
@@ -103,7 +95,7 @@ static void end_group(work *w)
 {
     cudaStreamSynchronize(w->stream);
     while (w->buffers > 0)
-        cudaFree(w->buffer[--w->buffers]);
+        device_free(w->buffer[--w->buffers]);
     structure_table_free(&w->table);
     free(w->histogram);
     free(w->passed);
