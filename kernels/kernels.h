@@ -356,6 +356,28 @@ size_t ssim_workspace(const size_t dim[3], ssim_window window);
 cudaError_t kernel_ssim(const float *a, const float *b, const size_t dim[3], ssim_window window,
                         double range, double *mean, void *workspace, cudaStream_t stream);
 
+/* ---- Comparisons (check.cu) ----------------------------------------------------------------- */
+
+/* n elements one after the other: 8-bit values in [-1, 1) that follow from index and seed, the same
+ * in every type. */
+cudaError_t kernel_fill_random(void *data, size_t n, element_type type, unsigned seed,
+                               cudaStream_t stream);
+
+/* Of a part of two tensors. */
+typedef struct device_deviation {
+    double squares, scale;   /* sums of (got - want)^2 and want^2 */
+    unsigned excess;         /* bits of the largest |got - want| - rounding * max(|got|, |want|),
+                                at least 0; NaN if there is one */
+    unsigned long long lost; /* elements that should be NaN and are not */
+} device_deviation;
+
+#define DEVICE_COMPARE_BLOCKS 512
+/* partial: [compare_blocks(n)], to be joined in this order. rounding: relative, of which nothing
+ * is counted as excess. */
+unsigned compare_blocks(size_t n);
+cudaError_t kernel_compare(const void *got, const void *want, size_t n, element_type type,
+                           float rounding, device_deviation *partial, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -147,4 +147,13 @@ ERRORS = [
         "        filter_x(plane, setting);\n        __syncthreads();",
         "        filter_x(plane, setting);", "test_image_metrics",
     ),
+    # Comparisons of the library's convolutions.
+    in_kernel(
+        "check: a NaN is no deviation", "check.cu",
+        "return d <= 0 ? 0 :", "return !(d > 0) ? 0 :", "test_check",
+    ),
+    in_kernel(
+        "check: missing barrier", "check.cu",
+        "width /= 2) {\n        __syncthreads();", "width /= 2) {", "test_check",
+    ),
 ]  # fmt: skip
