@@ -170,7 +170,9 @@ void device_network_free(device_network *net)
 
 size_t device_network_bytes(const device_network *net)
 {
-    return net->layout.bytes + net->scratch_bytes;
+    /* The scratch memory comes when checks are done with theirs. */
+    size_t check = net->check.most;
+    return net->layout.bytes + (net->scratch_bytes > check ? net->scratch_bytes : check);
 }
 
 const char *device_network_rejections(const device_network *net)

@@ -57,7 +57,7 @@ void device_network_free(device_network *network);
 /* Enqueues all of a batch. */
 dm_status device_network_launch(device_network *network, const network_ends *ends, dm_error *err);
 
-/* Bytes on the device, weights not counted. */
+/* Bytes on the device, weights not counted: the most at one time. */
 size_t device_network_bytes(const device_network *network);
 /* Why plans of the library are not used, if some computed wrongly; "" if none did. */
 const char *device_network_rejections(const device_network *network);

@@ -54,9 +54,13 @@ typedef struct library_entry {
 } library_entry;
 
 /* Memory in which a library's plan is compared with kernel_convolution. */
+enum { CHECK_PARTS = 6 };
 typedef struct check_memory {
-    size_t bytes[5];
-    void *data[5];
+    void *part[CHECK_PARTS]; /* in the arena, or owned */
+    void *owned[CHECK_PARTS];
+    size_t bytes[CHECK_PARTS]; /* owned */
+    size_t arena_used;
+    size_t most; /* that was owned at once */
 } check_memory;
 
 struct device_network {
@@ -119,6 +123,11 @@ dm_status library_find(device_network *net, const char *name, const library_conv
                        const device_convolution *conv, const float *bias,
                        const library_convolution **found, dm_error *err);
 void library_free_entries(device_network *net);
+
+/* device_library_check.c: runs a plan once; reason: why it may not be used, "" if it may. */
+dm_status library_check(device_network *net, const library_convolution_spec *spec,
+                        const device_convolution *conv, const float *bias,
+                        const library_convolution *made, char reason[64], dm_error *err);
 void library_free_check(device_network *net);
 
 #endif

@@ -42,6 +42,15 @@ void device_parameters_free(device_parameters *p)
     free(p);
 }
 
+size_t device_parameters_bytes(const device_parameters *p)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < p->n; i++)
+        bytes +=
+            p->list[i].n * element_size(p->list[i].form == FORM_FLOATS ? ELEMENT_F32 : p->type);
+    return bytes;
+}
+
 /* ---- Conversion ----------------------------------------------------------------------------- */
 
 void elements_from_floats(const float *from, size_t n, element_type type, void *to)

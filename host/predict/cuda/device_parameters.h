@@ -15,6 +15,8 @@ typedef struct device_parameters device_parameters;
 dm_status device_parameters_create(element_type type, device_parameters **parameters,
                                    dm_error *err);
 void device_parameters_free(device_parameters *parameters);
+/* On the device now. */
+size_t device_parameters_bytes(const device_parameters *parameters);
 
 /* n floats as they are; NULL stays NULL. */
 dm_status device_parameters_floats(device_parameters *parameters, const float *host, size_t n,

@@ -78,10 +78,11 @@ unsigned reference_convolution_runs(void)
 /* An unknown word ends the program: a test with a misspelt fault would pass. */
 static void read_environment(void)
 {
-    static const char *const words[] = {[REFERENCE_WRONG] = "wrong=",
-                                        [REFERENCE_STALE] = "stale=",
-                                        [REFERENCE_FAILS] = "fails=",
-                                        [REFERENCE_NO_PLAN] = "none="};
+    static const char *const words[] = {
+        [REFERENCE_WRONG] = "wrong=",   [REFERENCE_STALE] = "stale=",
+        [REFERENCE_SAMPLE] = "sample=", [REFERENCE_BORDER] = "border=",
+        [REFERENCE_TAP] = "tap=",       [REFERENCE_NAN] = "nan=",
+        [REFERENCE_FAILS] = "fails=",   [REFERENCE_NO_PLAN] = "none="};
     const char *list = getenv("DOSEMAP_REFERENCE_CONVOLUTION");
     while (list && *list) {
         bool known = strncmp(list, "unjoined", 8) == 0;
@@ -191,6 +192,7 @@ static void store(const work *w, size_t voxel, size_t channel, float v)
 {
     const enqueued *call = w->call;
     const library_convolution_spec *s = w->spec;
+    const reference_fault fault = call->convolution->fault;
     size_t bytes = element_size(s->type), at = (voxel * s->out_channels + channel) * bytes;
     if (s->bias)
         v += call->bias[channel];
@@ -198,7 +200,11 @@ static void store(const work *w, size_t voxel, size_t channel, float v)
         v += (float)element_load(s->type, (const char *)call->residual + at);
     if (s->activate)
         v = v < 0 ? s->slope * v : v;
-    if (call->convolution->fault == REFERENCE_WRONG && channel + 1 == s->out_channels)
+    if (fault == REFERENCE_NAN && s->activate && isnan(v))
+        v = 0;
+    if (fault == REFERENCE_BORDER && voxel % s->out_dim[2] == 0)
+        v *= 1 + 1.0f / 64;
+    if (fault == REFERENCE_WRONG && channel + 1 == s->out_channels)
         v = 1.25f * v + 0.5f;
     element_store(s->type, (char *)call->y + at, (double)v);
 }
@@ -232,7 +238,9 @@ static void run_planes(void *context, unsigned part)
         size_t sample = plane / s->out_dim[0], z = plane % s->out_dim[0];
         if (sample >= s->samples)
             return;
-        if (w->call->convolution->fault == REFERENCE_STALE && z + 1 == s->out_dim[0])
+        reference_fault fault = w->call->convolution->fault;
+        if ((fault == REFERENCE_STALE && z + 1 == s->out_dim[0]) ||
+            (fault == REFERENCE_SAMPLE && sample == s->samples / 2))
             continue;
         for (size_t y = 0; y < s->out_dim[1]; y++)
             run_row(w, sample, z, y);
@@ -284,6 +292,8 @@ static void lay_out(work *w)
                 size_t to = ((block * w->taps + tap) * w->per_in + i) * LANES;
                 w->weights[to + o % w->per_out % LANES] =
                     factor(s, w->call->weight, (o * w->taps + tap) * w->per_in + i);
+                if (w->call->convolution->fault == REFERENCE_TAP && tap == 0 && i == 0)
+                    w->weights[to + o % w->per_out % LANES] = 0;
             }
 }
 

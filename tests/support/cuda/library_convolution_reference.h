@@ -14,6 +14,10 @@ typedef enum reference_fault {
     REFERENCE_SOUND,
     REFERENCE_WRONG,  /* the last output channel of every voxel is 1.25 times too large, plus 0.5 */
     REFERENCE_STALE,  /* the last plane of every sample's output is not written */
+    REFERENCE_SAMPLE, /* the middle sample's output is not written */
+    REFERENCE_BORDER, /* the first x of every row is larger by a 64th */
+    REFERENCE_TAP,    /* the first tap's first channel is left out */
+    REFERENCE_NAN,    /* the activation makes 0 of NaN, as max(v, 0) does */
     REFERENCE_FAILS,  /* running returns DM_ERROR_DEVICE */
     REFERENCE_NO_PLAN /* there is none: DM_ERROR_UNSUPPORTED */
 } reference_fault;
@@ -26,8 +30,9 @@ void reference_convolution_set_fault(reference_fault fault, unsigned candidates)
 void reference_convolution_set_joins(bool joins);
 
 /* The same for a program: $DOSEMAP_REFERENCE_CONVOLUTION, read when the library is opened, a list
- * such as "unjoined,wrong=1": unjoined; one of wrong, stale, fails, none with a number of
- * candidates. Without the variable, the settings stay as they are. */
+ * such as "unjoined,wrong=1": unjoined; one of wrong, stale, sample, border, tap,
+ * nan, fails, none with a number of candidates. Without the variable, the settings stay as they are.
+ */
 
 /* How many plans were made and runs enqueued since the process began. */
 unsigned reference_convolution_plans(void);
