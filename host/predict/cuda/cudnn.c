@@ -7,7 +7,8 @@
  * preference (mode A, then the fallback list); each is turned into an execution plan when its turn
  * comes, and is left out if that fails or if its notes say that it does not keep our word: results
  * that vary from run to run, rounded float32 factors, sums in less than float32, Fourier
- * transforms (whose rounding spreads from hot voxels over the whole tile), a large workspace.
+ * transforms (whose rounding spreads from hot voxels over the whole tile), Winograd's transforms
+ * (whose rounding grows with the tile), a large workspace.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -237,8 +238,10 @@ static const char *objection(const library_convolution_spec *s,
         (noted[CUDNN_NUMERICAL_NOTE_TENSOR_CORE] ||
          noted[CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS]))
         return "it rounds float32 factors";
-    /* In half precision the transformed factors are rounded once more. */
-    if (s->type != ELEMENT_F32 && noted[CUDNN_NUMERICAL_NOTE_WINOGRAD])
+    /* Once more in half precision; in float32 sums lose digits that the dose needs. */
+    if (noted[CUDNN_NUMERICAL_NOTE_WINOGRAD] || noted[CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4] ||
+        noted[CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6] ||
+        noted[CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13])
         return "it rounds transformed factors";
     return NULL;
 }
@@ -299,8 +302,11 @@ static void ask(const convolution_library *l, preferences *p, cudnnBackendHeurMo
     if (l->device)
         cudnn_set_descriptor(&b, h, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, l->device);
     cudnn_finish(&b, h, "the heuristics");
-    if (b.status != CUDNN_STATUS_SUCCESS)
+    if (b.status != CUDNN_STATUS_SUCCESS) {
+        if (!p->problem[0])
+            memcpy(p->problem, b.problem, sizeof p->problem);
         return;
+    }
     int64_t n = cudnn_get_descriptors(api, h, CUDNN_ATTR_ENGINEHEUR_RESULTS,
                                       CUDNN_BACKEND_ENGINECFG_DESCRIPTOR,
                                       (int64_t)(MAX_CONFIGS - p->n_configs), answer);
@@ -342,6 +348,25 @@ static dm_status find_preferences(convolution_library *l, const library_convolut
     cudnn_release(l, l->latest);
     l->latest = p;
     return DM_OK;
+}
+
+/* A convolution that every device can do. */
+dm_status cudnn_check_engines(convolution_library *l, dm_error *err)
+{
+    library_convolution_spec s = {
+        .type = ELEMENT_F32, .samples = 1, .in_channels = 32, .out_channels = 32, .groups = 1};
+    for (int a = 0; a < 3; a++) {
+        s.in_dim[a] = s.out_dim[a] = 8;
+        s.kernel[a] = 3;
+        s.stride[a] = s.dilation[a] = s.pad_begin[a] = s.pad_end[a] = 1;
+    }
+    dm_status status = find_preferences(l, &s, err);
+    if (status != DM_OK || l->latest->n_configs > 0)
+        return status;
+    return error_set(err, DM_ERROR_DEVICE, l->api.file, CUDNN_REINSTALL,
+                     "%s offers no engine at all; its libcudnn_heuristic or "
+                     "libcudnn_engines_precompiled are probably missing%s%s",
+                     l->name, l->latest->problem[0] ? ": " : "", l->latest->problem);
 }
 
 /* ---- Plans ---------------------------------------------------------------------------------- */

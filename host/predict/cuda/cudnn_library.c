@@ -17,32 +17,71 @@
 
 /* ---- The library ---------------------------------------------------------------------------- */
 
+/* Never unloaded: it keeps threads and handlers for the process's end. */
+static void *open_in(const char *folder)
+{
+    char path[4096];
+    int length = snprintf(path, sizeof path, "%s/" CUDNN_FILE, folder);
+    return length > 0 && (size_t)length < sizeof path
+               ? dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)
+               : NULL;
+}
+
+/* In the folder that the environment names and nowhere else, else where the build found it, else
+ * where the loader looks. Another version on the loader's path is no reason to refuse. */
+static dm_status find_library(cudnn_api *api, dm_error *err)
+{
+    const char *named = getenv("DOSEMAP_CUDNN_DIR");
+    if (named && named[0]) {
+        api->object = open_in(named);
+    } else {
+#ifdef DOSEMAP_CUDNN_DIR
+        api->object = open_in(DOSEMAP_CUDNN_DIR);
+#endif
+        if (!api->object)
+            api->object = dlopen(CUDNN_FILE, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+    }
+    if (api->object)
+        return DM_OK;
+    const char *reason = dlerror();
+    if (named && named[0])
+        return error_set(err, DM_ERROR_DEVICE, named, "correct or unset DOSEMAP_CUDNN_DIR",
+                         "the folder that $DOSEMAP_CUDNN_DIR names has no cuDNN 9: %.160s",
+                         reason ? reason : CUDNN_FILE);
+    return error_set(err, DM_ERROR_DEVICE, NULL,
+                     "install cuDNN 9.15 or newer, or name its folder in DOSEMAP_CUDNN_DIR",
+                     "cuDNN 9 is not found: %.160s", reason ? reason : CUDNN_FILE);
+}
+
 static dm_status api_open(cudnn_api *api, dm_error *err)
 {
     *api = (cudnn_api){0};
-    /* Never unloaded: it keeps threads and handlers for the process's end. */
-    api->object = dlopen(CUDNN_FILE, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-#ifdef DOSEMAP_CUDNN_DIR
-    if (!api->object)
-        api->object = dlopen(DOSEMAP_CUDNN_DIR "/" CUDNN_FILE, RTLD_NOW | RTLD_NODELETE);
-#endif
-    if (!api->object) {
-        const char *reason = dlerror();
-        return error_set(err, DM_ERROR_DEVICE, NULL,
-                         "install cuDNN 9.15 or newer, or name its folder in LD_LIBRARY_PATH",
-                         "cuDNN 9 is not found: %.160s", reason ? reason : CUDNN_FILE);
-    }
+    dm_status status = find_library(api, err);
+    if (status != DM_OK)
+        return status;
     const char *missing = NULL;
 #define FIND(name)                                                                                 \
     *(void **)&api->name = dlsym(api->object, #name);                                              \
     missing = api->name ? missing : #name;
     CUDNN_FUNCTIONS(FIND)
 #undef FIND
+    Dl_info found = {0};
+    dladdr(*(void **)&api->cudnnGetVersion, &found);
+    api->file = found.dli_fname ? found.dli_fname : CUDNN_FILE;
     if (!missing)
         return DM_OK;
     dlclose(api->object);
-    return error_set(err, DM_ERROR_DEVICE, NULL, "install cuDNN 9.15 or newer",
+    return error_set(err, DM_ERROR_DEVICE, api->file, "install cuDNN 9.15 or newer",
                      "%s has no function %s", CUDNN_FILE, missing);
+}
+
+/* Is the version fit? If not, it is said of which file: there may be others. */
+static dm_status check_version(const cudnn_api *api, size_t number, dm_error *err)
+{
+    dm_status status = convolution_library_check_version(number, err);
+    if (status != DM_OK)
+        error_at(err, api->file);
+    return status;
 }
 
 dm_status convolution_library_probe(char version[32], dm_error *err)
@@ -54,8 +93,9 @@ dm_status convolution_library_probe(char version[32], dm_error *err)
         return status;
     size_t number = api.cudnnGetVersion();
     convolution_library_version_text(number, version);
+    status = check_version(&api, number, err);
     dlclose(api.object);
-    return convolution_library_check_version(number, err);
+    return status;
 }
 
 /* cuDNN's words on a call that failed. */
@@ -138,12 +178,23 @@ int64_t cudnn_get_descriptors(const cudnn_api *api, descriptor from,
     return n;
 }
 
+/* What to do about it, or NULL. */
+static const char *remedy_of(cudnnStatus_t status)
+{
+    if (cudnn_is_memory(status))
+        return "use a smaller batch";
+    return status == CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED ||
+                   status == CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH
+               ? CUDNN_REINSTALL
+               : NULL;
+}
+
 dm_status cudnn_failure(const convolution_library *l, cudnnStatus_t status, const char *text,
                         dm_error *err)
 {
-    return error_set(err, cudnn_is_memory(status) ? DM_ERROR_MEMORY : DM_ERROR_DEVICE, NULL,
-                     cudnn_is_memory(status) ? "use a smaller batch" : NULL, "%s: %s", l->name,
-                     text);
+    return error_set(err, cudnn_is_memory(status) ? DM_ERROR_MEMORY : DM_ERROR_DEVICE,
+                     cudnn_is_memory(status) ? NULL : l->api.file, remedy_of(status), "%s: %s",
+                     l->name, text);
 }
 
 /* ---- Opening and closing -------------------------------------------------------------------- */
@@ -160,7 +211,7 @@ static dm_status library_load(convolution_library **library, dm_error *err)
         l->version = l->api.cudnnGetVersion();
         convolution_library_version_text(l->version, number);
         snprintf(l->name, sizeof l->name, "cuDNN %s", number);
-        status = convolution_library_check_version(l->version, err);
+        status = check_version(&l->api, l->version, err);
         if (status != DM_OK)
             dlclose(l->api.object);
     }
@@ -169,6 +220,17 @@ static dm_status library_load(convolution_library **library, dm_error *err)
         l = NULL;
     }
     *library = l;
+    return status;
+}
+
+/* To the caller, if it can be of any use. */
+static dm_status handed_over(convolution_library *l, convolution_library **library, dm_error *err)
+{
+    dm_status status = cudnn_check_engines(l, err);
+    if (status == DM_OK)
+        *library = l;
+    else
+        convolution_library_free(l);
     return status;
 }
 
@@ -187,8 +249,7 @@ dm_status convolution_library_open(convolution_library **library, dm_error *err)
         convolution_library_free(l);
         return status;
     }
-    *library = l;
-    return DM_OK;
+    return handed_over(l, library, err);
 }
 
 dm_status convolution_library_open_for(const char *device_json, convolution_library **library,
@@ -204,12 +265,13 @@ dm_status convolution_library_open_for(const char *device_json, convolution_libr
     cudnn_set(&b, l->device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
               (int64_t)strlen(device_json), device_json);
     cudnn_finish(&b, l->device, "reading the device's description");
-    if (b.status == CUDNN_STATUS_SUCCESS) {
-        *library = l;
-        return DM_OK;
-    }
+    if (b.status == CUDNN_STATUS_SUCCESS)
+        return handed_over(l, library, err);
+    status = remedy_of(b.status)
+                 ? cudnn_failure(l, b.status, b.problem, err)
+                 : error_set(err, DM_ERROR_VALUE, NULL, NULL, "cuDNN, %s", b.problem);
     convolution_library_free(l);
-    return error_set(err, DM_ERROR_VALUE, NULL, NULL, "cuDNN, %s", b.problem);
+    return status;
 }
 
 const char *convolution_library_name(const convolution_library *library)

@@ -31,6 +31,7 @@
 
 typedef struct cudnn_api {
     void *object;
+    const char *file; /* where it was found; the loader's, which keeps it */
 #define MEMBER(name) __typeof__(&(name)) name; /* NOLINT(bugprone-macro-parentheses) */
     CUDNN_FUNCTIONS(MEMBER)
 #undef MEMBER
@@ -83,8 +84,12 @@ bool cudnn_is_memory(cudnnStatus_t status);
 dm_status cudnn_failure(const convolution_library *l, cudnnStatus_t status, const char *text,
                         dm_error *err);
 
+#define CUDNN_REINSTALL "install all of cuDNN again: its parts must be of one version"
+
 /* Of cudnn.c: p keeps a descriptor; an owner gives p up (NULL is fine). */
 void cudnn_keep(preferences *p, descriptor d);
 void cudnn_release(const convolution_library *l, preferences *p);
+/* Without some of its parts cuDNN opens, and then has nothing for any convolution. Errors: DEVICE. */
+dm_status cudnn_check_engines(convolution_library *l, dm_error *err);
 
 #endif

@@ -13,8 +13,12 @@
  * for the convolution alone and does the rest itself. Every refusal is an answer, not a failure: an
  * own kernel does what the library does not.
  *
- * For one version of the library, one device and one spec the candidates are always the same, and
- * so are the bytes that each computes: engines that depend on the order of execution are left out.
+ * A candidate computes the same bytes each time: engines that depend on the order of execution are
+ * left out. Which candidates there are depends on the version of the library, the device and the
+ * spec, and on what of the machine plans are made with: engines compiled at run time need the
+ * library's compiler (libnvrtc) and the driver, and an engine whose plan cannot be made is left out.
+ * On one machine, as long as nothing of that changes, they are always the same; a shortage of memory
+ * is an error and leaves nothing out.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_LIBRARY_CONVOLUTION_H
 #define DOSEMAP_PREDICT_CUDA_LIBRARY_CONVOLUTION_H
@@ -33,7 +37,9 @@ typedef struct convolution_library convolution_library;
 /* One plan. Freed before its library, and after everything enqueued or captured with it is done. */
 typedef struct library_convolution library_convolution;
 
-/* Is the library there, and in a version that may be used? Needs no device; for `doctor`.
+/* Is the library there, and in a version that may be used? Looked for in the folder that
+ * $DOSEMAP_CUDNN_DIR names and nowhere else; without it where the build found it, then where the
+ * loader looks. Needs no device; for `doctor`.
  * version: filled whenever a library was found, also an unfit one: "9.19.0"; else "".
  * Errors: DEVICE, with what was found, what is needed and the remedy. */
 dm_status convolution_library_probe(char version[32], dm_error *err);
@@ -50,7 +56,8 @@ void convolution_library_version_text(size_t version, char text[32]);
 bool convolution_library_tf32_is_sound(size_t version);
 
 /* On the calling thread's current CUDA device, which has to be current in all later calls.
- * Errors: DEVICE as convolution_library_probe, or if the library cannot use the device; MEMORY. */
+ * Errors: DEVICE as convolution_library_probe, if the library cannot use the device, or if it offers
+ * no engine even for a small convolution since a part of it is missing; MEMORY. */
 dm_status convolution_library_open(convolution_library **library, dm_error *err);
 
 /* For a device that need not be there: plans are made and described, never run.
