@@ -27,6 +27,7 @@
 #include "emulation.h"
 #endif
 #include "compare.h"
+#include "device_case.h"
 #include "kernels/kernels.h"
 
 /* Schedules of the emulated toolkit; a GPU has its own. */

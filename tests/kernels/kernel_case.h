@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What all tests of kernels share: device buffers with guard zones and NaN in them, values that every
  * element type holds exactly, runs in all orders of the emulation. Device memory is reached by the
- * runtime's copies only, so that the same test runs on a GPU when nvcc compiles it. */
+ * runtime's copies only, so that the same test runs on a GPU when nvcc compiles it (gpu/). */
 #ifndef DOSEMAP_TESTS_KERNEL_CASE_H
 #define DOSEMAP_TESTS_KERNEL_CASE_H
 
@@ -21,6 +21,7 @@
 #endif
 
 #include "compare.h"
+#include "device_case.h"
 #include "kernels/types.h"
 
 #define CHECK(condition)                                                                           \
@@ -279,14 +280,11 @@ template <class Function> static inline void for_each_schedule(Function function
 
 typedef std::vector<std::pair<const char *, void (*)()>> kernel_tests;
 
-/* For main(): all tests in each order; 77, which ctest counts as skipped, where there is no device. */
+/* For main(): all tests in each order. */
 static inline int run_in_all_orders(const kernel_tests &tests)
 {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-        fprintf(stderr, "skipped: no CUDA device\n");
-        return 77;
-    }
+    if (int skipped = skipped_without_device())
+        return skipped;
     for (const auto &test : tests) {
         fprintf(stderr, "%s\n", test.first);
         for_each_order(test.second);

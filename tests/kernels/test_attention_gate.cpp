@@ -201,6 +201,8 @@ static bool refuses(const gate_case &c, bool other_size)
 
 int main(void)
 {
+    if (int skipped = skipped_without_device())
+        return skipped;
     test_report report;
     gates(&report);
     for (int type = 0; type < 3; type++)

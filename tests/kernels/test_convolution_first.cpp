@@ -143,6 +143,8 @@ static void large(test_report *report)
 
 int main(void)
 {
+    if (int skipped = skipped_without_device())
+        return skipped;
     test_report report;
     instances(&report);
     shapes(&report);

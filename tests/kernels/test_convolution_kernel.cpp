@@ -150,6 +150,8 @@ static void nothing(test_report *report)
 
 int main(void)
 {
+    if (int skipped = skipped_without_device())
+        return skipped;
     test_report report;
     shapes(&report);
     kinds(&report);

@@ -155,6 +155,8 @@ static void refusals(test_report *report)
 
 int main(void)
 {
+    if (int skipped = skipped_without_device())
+        return skipped;
     test_report report;
     instances(&report);
     shapes(&report);

@@ -3,8 +3,6 @@
 // any box of the grid and any strides, and the same faults.
 #include "volume_case.h"
 
-static const intensity_transform identity = {};
-
 struct stitch_case {
     int orientation; // of the sum in memory
     size_t dim[3], tile[3];
