@@ -50,7 +50,7 @@ extern "C" cudaError_t kernel_fill_random(void *data, size_t n, element_type typ
 
 /* ---- Compare -------------------------------------------------------------------------------- */
 
-/* As bits, floats that are not negative have the order of their values, with NaN behind infinity. */
+/* As bits, floats that are not negative have the order of their values; NaN is behind infinity. */
 __device__ __forceinline__ unsigned excess_bits(float got, float want, float rounding)
 {
     float d = fabsf(got - want) - rounding * fmaxf(fabsf(got), fabsf(want));

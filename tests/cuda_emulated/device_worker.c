@@ -15,6 +15,7 @@ struct network {
     const plan *p;
     cudaStream_t stream;
     convolution_library *library;
+    library_plans *plans;
     device_parameters *parameters;
     device_network *device;
 };
@@ -49,10 +50,13 @@ dm_status network_create(const plan *p, unsigned threads, network **created, dm_
     if (status == DM_OK)
         status = convolution_library_open(&net->library, err);
     if (status == DM_OK)
+        status = library_plans_create(net->library, &net->plans, err);
+    if (status == DM_OK)
         status = device_parameters_create(p->options.type, &net->parameters, err);
     const device_network_options options = {.batch = BATCH,
+                                            .compile = true,
                                             .cache_bytes = cache_for(p, threads),
-                                            .library = net->library,
+                                            .plans = net->plans,
                                             .parameters = net->parameters,
                                             .stream = net->stream};
     if (status == DM_OK)
@@ -70,6 +74,7 @@ void network_free(network *net)
         return;
     device_network_free(net->device);
     device_parameters_free(net->parameters);
+    library_plans_free(net->plans);
     convolution_library_free(net->library);
     if (net->stream)
         (void)cudaStreamDestroy(net->stream);

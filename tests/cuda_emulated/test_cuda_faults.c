@@ -2,6 +2,7 @@
 /* Devices and libraries that fail: every call of the run-time library, plans that compute wrongly. */
 #include "cuda_predict.h"
 #include "library_convolution_reference.h"
+#include "predict/cuda/cuda_state.h"
 
 /* A network with a convolution that the library does, and most kinds of steps. */
 static dm_model *varied_model(void)
@@ -144,6 +145,78 @@ static void test_library_is_used(void **state)
     case_clear(&c);
 }
 
+/* The second PET has batches of another size; the third those of the first. */
+static void test_plans_for_a_cohort(void **state)
+{
+    (void)state;
+    predict_case c = case_of(varied_model(), 17, 13, 9);
+    dm_volume *pets[3] = {c.pet, make_pet(9, 8, 8), c.pet};
+    dm_predictor *predictor = NULL;
+    dm_pet_info info = unit_info();
+    dm_error err = {0};
+    unsigned made[4] = {reference_convolution_plans()};
+    size_t batches[3];
+    no_error(dm_predictor_create(c.model, &c.options, &predictor, &err), &err);
+    for (int i = 0; i < 3; i++) {
+        dm_prediction *p = NULL;
+        no_error(dm_predictor_run(predictor, pets[i], &info, NULL, &p, &err), &err);
+        batches[i] = batch_of(p);
+        made[i + 1] = reference_convolution_plans();
+        dm_prediction_free(p);
+    }
+    assert_int_equal(batches[0], batches[2]);
+    assert_int_not_equal(batches[0], batches[1]);
+    assert_true(made[1] > made[0] && made[2] > made[1]);
+    assert_int_equal(made[3], made[2]);
+    dm_predictor_free(predictor);
+    dm_volume_free(pets[1]);
+    case_clear(&c);
+}
+
+static int stop_at_once(void *user, double share, const char *stage)
+{
+    (void)user, (void)share, (void)stage;
+    return 1;
+}
+
+/* Who cancels does not wait for plans. */
+static void test_cancelled_preparing(void **state)
+{
+    (void)state;
+    predict_case c = fault_case();
+    dm_error err = {0};
+    unsigned before = reference_convolution_plans();
+    c.options.progress = stop_at_once;
+    assert_null(try_case(&c, &err));
+    assert_int_equal(err.status, DM_CANCELLED);
+    assert_int_equal(reference_convolution_plans(), before);
+    case_clear(&c);
+}
+
+/* Jobs of few windows do not wait for the library's compiler, and say so. */
+static void test_compiled_plans(void **state)
+{
+    (void)state;
+    plan_tensor input = {.dim = {32, 32, 32}};
+    plan p = {.tensors = &input};
+    cuda_state s = {.plan = &p};
+    assert_false(cuda_state_compiles(&s, 1));
+    assert_false(cuda_state_compiles(&s, 19999));
+    assert_true(cuda_state_compiles(&s, 20000));
+    input.dim[0] = input.dim[1] = input.dim[2] = 64;
+    assert_false(cuda_state_compiles(&s, 2499));
+    assert_true(cuda_state_compiles(&s, 2500));
+
+    predict_case c = fault_case();
+    dm_prediction *made = run_case_on(&c, "cuda");
+    json_t *root;
+    const char *device = json_string_value(provenance_of(made, NULL, "Device", &root));
+    assert_non_null(strstr(device, "reference convolution, not joined"));
+    json_decref(root);
+    dm_prediction_free(made);
+    case_clear(&c);
+}
+
 /* ---- Devices that cannot be used ------------------------------------------------------------ */
 
 static void test_old_device(void **state)
@@ -175,9 +248,11 @@ static void test_auto_is_the_cpu(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_failing_calls), cmocka_unit_test(test_failing_allocations),
-        cmocka_unit_test(test_wrong_plans),   cmocka_unit_test(test_library_is_used),
-        cmocka_unit_test(test_old_device),    cmocka_unit_test(test_auto_is_the_cpu),
+        cmocka_unit_test(test_failing_calls),      cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_wrong_plans),        cmocka_unit_test(test_library_is_used),
+        cmocka_unit_test(test_plans_for_a_cohort), cmocka_unit_test(test_cancelled_preparing),
+        cmocka_unit_test(test_compiled_plans),     cmocka_unit_test(test_old_device),
+        cmocka_unit_test(test_auto_is_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -170,6 +170,43 @@ static void test_shortage_resampled(void **state)
     check_shortage((const double[]){3.5, 5, 12}, 8 * 5 + 1);
 }
 
+/* The second PET of a cohort starts with the batch that fitted: allocations of the second run. */
+static uint64_t second_allocations(const predict_case *c, size_t *batch)
+{
+    dm_predictor *predictor = NULL;
+    dm_pet_info info = unit_info();
+    dm_error err = {0};
+    emulation_counts n = {0};
+    no_error(dm_predictor_create(c->model, &c->options, &predictor, &err), &err);
+    for (int i = 0; i < 2; i++) {
+        dm_prediction *p = NULL;
+        emulation_reset_counters();
+        no_error(dm_predictor_run(predictor, c->pet, &info, NULL, &p, &err), &err);
+        n = emulation_counters();
+        *batch = batch_of(p);
+        dm_prediction_free(p);
+    }
+    dm_predictor_free(predictor);
+    return n.allocations;
+}
+
+static void test_batch_is_remembered(void **state)
+{
+    (void)state;
+    predict_case c = case_of(lopsided_model(NULL), 18, 20, 40);
+    size_t most, batch;
+    c.options.batch = 64;
+    c.options.skip_air = 0;
+    emulation_reset_counters();
+    uint64_t allocations = second_allocations(&c, &most);
+    assert_int_equal(most, 64);
+    emulation_set_memory(emulation_counters().device_bytes_peak * 8 / 10);
+    assert_int_equal(second_allocations(&c, &batch), allocations);
+    assert_true(batch < most);
+    emulation_set_memory((size_t)2 << 30);
+    case_clear(&c);
+}
+
 /* --memory is the device's. */
 static void test_memory_limit(void **state)
 {
@@ -192,6 +229,7 @@ int main(void)
         cmocka_unit_test(test_shortage),
         cmocka_unit_test(test_shortage_turned),
         cmocka_unit_test(test_shortage_resampled),
+        cmocka_unit_test(test_batch_is_remembered),
         cmocka_unit_test(test_memory_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -31,6 +31,7 @@ static void build_convolution(network_case *k, element_type type, size_t in, boo
 typedef struct made {
     cudaStream_t stream;
     convolution_library *library;
+    library_plans *plans;
     device_parameters *parameters;
     device_network *network;
 } made;
@@ -39,8 +40,21 @@ static void clear(made *m)
 {
     device_network_free(m->network);
     device_parameters_free(m->parameters);
+    library_plans_free(m->plans);
     convolution_library_free(m->library);
     assert_int_equal(cudaStreamDestroy(m->stream), cudaSuccess);
+}
+
+static dm_status make_network(const network_case *k, unsigned batch, bool compile, made *m,
+                              dm_error *err)
+{
+    const device_network_options options = {.batch = batch,
+                                            .compile = compile,
+                                            .cache_bytes = SIZE_MAX,
+                                            .plans = m->plans,
+                                            .parameters = m->parameters,
+                                            .stream = m->stream};
+    return device_network_create(&k->p, &options, &m->network, err);
 }
 
 static dm_status make(const network_case *k, unsigned batch, made *m, dm_error *err)
@@ -48,13 +62,9 @@ static dm_status make(const network_case *k, unsigned batch, made *m, dm_error *
     *m = (made){0};
     assert_int_equal(cudaStreamCreate(&m->stream), cudaSuccess);
     assert_int_equal(convolution_library_open(&m->library, err), DM_OK);
+    assert_int_equal(library_plans_create(m->library, &m->plans, err), DM_OK);
     assert_int_equal(device_parameters_create(k->p.options.type, &m->parameters, err), DM_OK);
-    const device_network_options options = {.batch = batch,
-                                            .cache_bytes = SIZE_MAX,
-                                            .library = m->library,
-                                            .parameters = m->parameters,
-                                            .stream = m->stream};
-    return device_network_create(&k->p, &options, &m->network, err);
+    return make_network(k, batch, true, m, err);
 }
 
 /* ---- Faults --------------------------------------------------------------------------------- */
@@ -101,7 +111,7 @@ static void test_faults(void **state)
         reference_convolution_set_fault(c->fault, c->candidates);
         assert_int_equal(make(&k, 5, &m, &err), DM_OK);
         const char *way = device_network_way(m.network, 0),
-                   *rejected = device_network_rejections(m.network);
+                   *rejected = library_plans_rejections(m.plans);
         bool alone = strncmp(c->way, JOINED, strlen(JOINED)) != 0;
         if (strncmp(way, c->way, strlen(c->way)) != 0 || (alone && strstr(way, "+")))
             fail_msg("case %d: '%s' (%s)", (int)i, way, rejected);
@@ -111,6 +121,74 @@ static void test_faults(void **state)
         clear(&m);
         case_end(&k);
     }
+}
+
+/* ---- Keeping -------------------------------------------------------------------------------- */
+
+/* Another network in the place of the one before; how many plans were made for it. */
+static unsigned plans_for(const network_case *k, unsigned batch, bool compile, made *m)
+{
+    dm_error err = {0};
+    unsigned before = reference_convolution_plans();
+    device_network_free(m->network);
+    assert_int_equal(make_network(k, batch, compile, m, &err), DM_OK);
+    return reference_convolution_plans() - before;
+}
+
+static void test_plans_are_kept(void **state)
+{
+    (void)state;
+    network_case k;
+    made m;
+    dm_error err = {0};
+    build_convolution(&k, ELEMENT_BF16, 8, true);
+    assert_int_equal(make(&k, 1, &m, &err), DM_OK);
+    assert_int_equal(plans_for(&k, 1, true, &m), 0);
+    for (unsigned batch = 2; batch <= LIBRARY_PLANS_KEPT; batch++)
+        assert_int_equal(plans_for(&k, batch, true, &m), 1);
+    assert_int_equal(plans_for(&k, 1, true, &m), 0);
+    assert_int_equal(plans_for(&k, LIBRARY_PLANS_KEPT + 1, true, &m), 1);
+    assert_int_equal(plans_for(&k, 1, true, &m), 0);
+    assert_int_equal(plans_for(&k, 2, true, &m), 1); /* was dropped: least recently used */
+    clear(&m);
+    case_end(&k);
+}
+
+/* A plan stays for as long as a network has it, however many others are made. */
+static void test_plans_in_use_stay(void **state)
+{
+    (void)state;
+    network_case k;
+    made m;
+    dm_error err = {0};
+    build_convolution(&k, ELEMENT_BF16, 8, true);
+    assert_int_equal(make(&k, 3, &m, &err), DM_OK);
+    device_network *kept = m.network;
+    m.network = NULL;
+    for (unsigned batch = 4; batch <= LIBRARY_PLANS_KEPT + 8; batch++)
+        plans_for(&k, batch, true, &m);
+    assert_int_equal(plans_for(&k, 3, true, &m), 0);
+    device_network_free(kept);
+    assert_int_equal(plans_for(&k, 4, true, &m), 1);
+    clear(&m);
+    case_end(&k);
+}
+
+/* What is not compiled at run time joins nothing. */
+static void test_precompiled(void **state)
+{
+    (void)state;
+    network_case k;
+    made m;
+    dm_error err = {0};
+    build_convolution(&k, ELEMENT_BF16, 32, true);
+    assert_int_equal(make(&k, 2, &m, &err), DM_OK);
+    assert_non_null(strstr(device_network_way(m.network, 0), JOINED));
+    assert_int_equal(plans_for(&k, 2, false, &m), 1);
+    assert_string_equal(device_network_way(m.network, 0), "library: reference 0");
+    assert_string_equal(library_plans_rejections(m.plans), "");
+    clear(&m);
+    case_end(&k);
 }
 
 /* ---- Memory --------------------------------------------------------------------------------- */
@@ -147,7 +225,7 @@ static void test_short_memory(void **state)
             emulation_set_memory(bytes);
             dm_status status = make(&k, batch, &m, &err);
             if (status == DM_OK) {
-                bool without = strstr(device_network_rejections(m.network), "memory is short");
+                bool without = strstr(library_plans_rejections(m.plans), "memory is short");
                 assert_int_equal(before, DM_OK);
                 assert_true(batch == 1 || !without);
                 if (without)
@@ -182,6 +260,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_plans_are_kept),
+        cmocka_unit_test(test_plans_in_use_stay),
+        cmocka_unit_test(test_precompiled),
         cmocka_unit_test(test_short_memory),
         cmocka_unit_test(test_checks_take_no_memory),
     };

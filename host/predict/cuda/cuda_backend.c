@@ -8,6 +8,7 @@
 #include "predict/cuda/cuda_state.h"
 #include "predict/cuda/device_check.h"
 #include "predict/cuda_module.h"
+#include "predict/job_messages.h"
 
 /* Oldest devices that the kernels are built for. */
 #define CAPABILITY_MAJOR 8
@@ -16,6 +17,11 @@
 /* Voxels of a batch from which larger ones gain nothing: 64 windows of 32^3. */
 #define BATCH_VOXELS ((size_t)64 << 15)
 #define BATCH_MAX 256
+/* Voxels of all windows together from which plans that are compiled at run time pay: 20000 windows
+ * of 32^3. A network has 10 to 20 of them, each of which takes 1.5 to 2 s to make (cuDNN 9, without
+ * a device); they save a pass over each result. Where the two are equal is an estimate, until it is
+ * measured on a device. */
+#define COMPILE_VOXELS ((size_t)20000 << 15)
 
 /* ---- Devices -------------------------------------------------------------------------------- */
 
@@ -105,6 +111,7 @@ static void destroy(void *state)
     (void)cudaSetDevice(s->device);
     device_network_free(s->network);
     device_parameters_free(s->parameters);
+    library_plans_free(s->plans);
     convolution_library_free(s->library);
     if (s->stream)
         (void)cudaStreamDestroy(s->stream);
@@ -132,9 +139,11 @@ static dm_status open_device(cuda_state *s, dm_error *err)
 
 static void note_description(cuda_state *s)
 {
-    const char *rejected = s->network ? device_network_rejections(s->network) : "";
-    snprintf(s->description, sizeof s->description, "%s; %s%s%s", s->device_name,
-             convolution_library_name(s->library), *rejected ? "; not used: " : "", rejected);
+    const char *rejected = library_plans_rejections(s->plans);
+    const char *joined = !s->network ? "" : s->network_compiled ? ", joined" : ", not joined";
+    snprintf(s->description, sizeof s->description, "%s; %s%s%s%s", s->device_name,
+             convolution_library_name(s->library), joined, *rejected ? "; not used: " : "",
+             rejected);
 }
 
 static dm_status create(const plan *steps, const backend_options *options, void **state,
@@ -154,6 +163,8 @@ static dm_status create(const plan *steps, const backend_options *options, void 
     if (status == DM_OK)
         status = convolution_library_open(&s->library, err);
     if (status == DM_OK)
+        status = library_plans_create(s->library, &s->plans, err);
+    if (status == DM_OK)
         status = device_parameters_create(steps->options.type, &s->parameters, err);
     if (status == DM_OK) {
         note_description(s);
@@ -164,35 +175,59 @@ static dm_status create(const plan *steps, const backend_options *options, void 
     return status;
 }
 
-dm_status cuda_state_network(cuda_state *s, unsigned batch, dm_error *err)
+/* Between operations that take seconds to prepare. */
+static dm_status report_preparing(void *job, dm_error *err)
 {
-    if (s->network && s->network_batch == batch)
+    return job_report(job, 0, "network", err);
+}
+
+dm_status cuda_state_network(cuda_state *s, const predict_job *job, unsigned batch, dm_error *err)
+{
+    predict_job reported = *job;
+    bool compile = cuda_state_compiles(s, job->tiling->count);
+    if (s->network && s->network_batch == batch && s->network_compiled == compile)
         return DM_OK;
     const device_network_options options = {.batch = batch,
                                             .tf32 = s->tf32,
                                             .join_head = true,
+                                            .compile = compile,
                                             .cache_bytes = s->cache_bytes,
-                                            .library = s->library,
+                                            .plans = s->plans,
                                             .parameters = s->parameters,
-                                            .stream = s->stream};
+                                            .stream = s->stream,
+                                            .go_on = report_preparing,
+                                            .context = &reported};
     device_network_free(s->network);
     s->network = NULL;
     dm_status status = device_network_create(s->plan, &options, &s->network, err);
     s->network_batch = batch;
+    s->network_compiled = compile;
     if (status == DM_OK)
         note_description(s);
     return status;
+}
+
+static size_t window_voxels(const cuda_state *s)
+{
+    const size_t *tile = s->plan->tensors[s->plan->input].dim;
+    return tile[0] * tile[1] * tile[2];
+}
+
+bool cuda_state_compiles(const cuda_state *s, size_t windows)
+{
+    return windows >= (COMPILE_VOXELS + window_voxels(s) - 1) / window_voxels(s);
 }
 
 /* Volumes of few windows have them shared out evenly; others keep one size, so that a cohort needs
  * one network. Above 8 a multiple of 8, which has portions of many sizes. */
 unsigned cuda_state_batch(const cuda_state *s, size_t windows)
 {
-    const size_t *tile = s->plan->tensors[s->plan->input].dim;
-    size_t most = BATCH_VOXELS / (tile[0] * tile[1] * tile[2]);
+    size_t most = BATCH_VOXELS / window_voxels(s);
     most = most < 1 ? 1 : most > BATCH_MAX ? BATCH_MAX : most;
     if (s->batch > 0)
         most = s->batch;
+    if (s->batch_fits > 0 && most > s->batch_fits)
+        most = s->batch_fits;
     if (windows == 0)
         windows = 1;
     if (s->batch > 0 || windows >= 4 * most)

@@ -255,6 +255,13 @@ static dm_status check_limit(const device_job *d, dm_error *err)
                      size_text((double)d->state->memory_limit, limit));
 }
 
+/* For the next PET of a cohort. Slabs are for PETs that are larger than others. */
+static void remember_batch(device_job *d)
+{
+    if (d->whole && d->batch < cuda_state_batch(d->state, d->job->tiling->count))
+        d->state->batch_fits = d->batch;
+}
+
 dm_status device_job_prepare(device_job *d, dm_error *err)
 {
     const predict_job *job = d->job;
@@ -263,7 +270,7 @@ dm_status device_job_prepare(device_job *d, dm_error *err)
     d->gather.nan_to_zero = job->nan_to_zero;
     d->gather.factor = job->input_factor;
     d->gather.intensity = *job->input_intensity;
-    dm_status status = cuda_state_network(d->state, d->batch, err);
+    dm_status status = cuda_state_network(d->state, job, d->batch, err);
     if (status == DM_OK)
         status = device_transfer_create(d->state->stream, dm_grid_voxels(&job->pet->grid),
                                         job->map->dim[0] * job->map->dim[1], &d->transfer, err);
@@ -278,7 +285,11 @@ dm_status device_job_prepare(device_job *d, dm_error *err)
     if (status == DM_OK)
         status = prepare_faults(d, err);
     d->gather.tiling = d->tiling;
-    return status == DM_OK ? check_limit(d, err) : status;
+    if (status == DM_OK)
+        status = check_limit(d, err);
+    if (status == DM_OK)
+        remember_batch(d);
+    return status;
 }
 
 void device_job_clear(device_job *d)

@@ -15,17 +15,25 @@ typedef struct cuda_state {
     size_t cache_bytes;
     cudaStream_t stream;
     convolution_library *library;
+    library_plans *plans;
     device_parameters *parameters;
     device_network *network; /* of the last job, kept for the next one */
     unsigned network_batch;
+    bool network_compiled; /* with plans of the library that are compiled at run time */
+    unsigned batch_fits;   /* the largest that fitted where memory was short; 0: it never was */
     char device_name[300], description[800];
 } cuda_state;
 
-/* The network for batches of that size; the one before is given up. */
-dm_status cuda_state_network(cuda_state *state, unsigned batch, dm_error *err);
+/* The network for batches of that size of the job's windows; the one before is given up. */
+dm_status cuda_state_network(cuda_state *state, const predict_job *job, unsigned batch,
+                             dm_error *err);
 
-/* Windows of a batch, for so many windows in all. */
+/* Windows of a batch, for so many windows in all; no more than have fitted before. */
 unsigned cuda_state_batch(const cuda_state *state, size_t windows);
+
+/* Does a job of so many windows use plans of the library that are compiled at run time? The same
+ * for the same job, whatever ran before. */
+bool cuda_state_compiles(const cuda_state *state, size_t windows);
 
 /* cuda_run.c */
 dm_status cuda_run(void *state, const predict_job *job, predict_result *result, dm_error *err);

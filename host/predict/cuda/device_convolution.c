@@ -45,6 +45,7 @@ static bool fill_spec(const device_network *net, const device_convolution *conv,
         return false;
     spec->type = in->type;
     spec->tf32 = net->options.tf32 && in->type == ELEMENT_F32;
+    spec->precompiled = !net->options.compile;
     spec->samples = samples;
     spec->in_channels = in->channels;
     spec->out_channels = out->channels;

@@ -12,30 +12,107 @@
 
 #define CANDIDATES 4
 
-static void reject(device_network *net, const char *name, const library_convolution *made,
-                   const char *reason)
+/* A plan of the library, or that there is none, for one spec. */
+typedef struct library_entry {
+    library_convolution_spec spec;
+    library_convolution *convolution; /* NULL: none that computes rightly */
+    size_t users;                     /* operations of networks */
+    struct library_entry *next;
+} library_entry;
+
+struct library_plans {
+    convolution_library *library;
+    library_entry *first; /* used last */
+    char rejections[400];
+};
+
+/* ---- Keeping -------------------------------------------------------------------------------- */
+
+dm_status library_plans_create(convolution_library *library, library_plans **created, dm_error *err)
 {
-    size_t used = strlen(net->rejections);
-    snprintf(net->rejections + used, sizeof net->rejections - used, "%s%s: %s (%.80s)",
-             used ? "; " : "", name, reason, made ? library_convolution_describe(made) : "no plan");
+    library_plans *plans = *created = array_zero(1, sizeof *plans);
+    if (!plans)
+        return error_memory(err, sizeof *plans, "the library's plans");
+    plans->library = library;
+    return DM_OK;
 }
 
-void library_free_entries(device_network *net)
+static void free_entry(library_entry *entry)
 {
-    while (net->library) {
-        library_entry *next = net->library->next;
-        library_convolution_free(net->library->convolution);
-        free(net->library);
-        net->library = next;
+    library_convolution_free(entry->convolution);
+    free(entry);
+}
+
+void library_plans_free(library_plans *plans)
+{
+    while (plans && plans->first) {
+        library_entry *next = plans->first->next;
+        free_entry(plans->first);
+        plans->first = next;
+    }
+    free(plans);
+}
+
+const char *library_plans_rejections(const library_plans *plans)
+{
+    return plans->rejections;
+}
+
+static void put_first(library_plans *plans, library_entry *entry)
+{
+    entry->next = plans->first;
+    plans->first = entry;
+}
+
+/* The entry for a spec, moved to the front; NULL if there is none. */
+static library_entry *known(library_plans *plans, const library_convolution_spec *spec)
+{
+    for (library_entry **at = &plans->first; *at; at = &(*at)->next) {
+        library_entry *entry = *at;
+        if (memcmp(&entry->spec, spec, sizeof *spec) == 0) {
+            *at = entry->next;
+            put_first(plans, entry);
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+/* Those behind the first LIBRARY_PLANS_KEPT that nobody uses. */
+static void drop_old(library_plans *plans)
+{
+    size_t n = 0;
+    for (library_entry **at = &plans->first; *at;) {
+        library_entry *entry = *at;
+        if (n++ < LIBRARY_PLANS_KEPT || entry->users > 0) {
+            at = &entry->next;
+        } else {
+            *at = entry->next;
+            free_entry(entry);
+        }
     }
 }
 
-static const library_entry *known(const device_network *net, const library_convolution_spec *spec)
+void library_release(library_plans *plans, const library_convolution *convolution)
 {
-    for (const library_entry *e = net->library; e; e = e->next)
-        if (memcmp(&e->spec, spec, sizeof *spec) == 0)
-            return e;
-    return NULL;
+    for (library_entry *e = plans && convolution ? plans->first : NULL; e; e = e->next)
+        if (e->convolution == convolution)
+            e->users--;
+}
+
+/* ---- Finding -------------------------------------------------------------------------------- */
+
+/* Networks of several sizes may say the same. */
+static void reject(library_plans *plans, const char *name, const library_convolution *made,
+                   const char *reason)
+{
+    char text[240];
+    size_t used = strlen(plans->rejections);
+    snprintf(text, sizeof text, "%.60s: %s (%.80s)", name, reason,
+             made ? library_convolution_describe(made) : "no plan");
+    if (!strstr(plans->rejections, text))
+        snprintf(plans->rejections + used, sizeof plans->rejections - used, "%s%s",
+                 used ? "; " : "", text);
 }
 
 /* Was it the plan that failed, and not the device? */
@@ -53,8 +130,8 @@ static dm_status try_candidates(device_network *net, const char *name, library_e
     for (unsigned candidate = 0; candidate < CANDIDATES; candidate++) {
         library_convolution *made = NULL;
         char reason[64] = "";
-        dm_status status =
-            library_convolution_create(net->options.library, &entry->spec, candidate, &made, err);
+        dm_status status = library_convolution_create(net->options.plans->library, &entry->spec,
+                                                      candidate, &made, err);
         if (status == DM_OK)
             status = library_check(net, &entry->spec, conv, bias, made, reason, err);
         if (status == DM_OK && !reason[0]) {
@@ -62,16 +139,16 @@ static dm_status try_candidates(device_network *net, const char *name, library_e
             return DM_OK;
         }
         if (status == DM_OK)
-            reject(net, name, made, reason);
+            reject(net->options.plans, name, made, reason);
         /* Nothing of the plan may be under way when it goes. */
         bool alive = status == DM_OK || status == DM_ERROR_UNSUPPORTED || is_alive(net);
         if (status == DM_ERROR_DEVICE && alive) {
-            reject(net, name, made, "fails");
+            reject(net->options.plans, name, made, "fails");
             status = made ? DM_OK : DM_ERROR_UNSUPPORTED;
         }
         /* No smaller batch would help; kernels of ours take less. */
         if (status == DM_ERROR_MEMORY && alive && net->options.batch == 1) {
-            reject(net, name, made, "memory is short");
+            reject(net->options.plans, name, made, "memory is short");
             status = DM_ERROR_UNSUPPORTED;
         }
         library_convolution_free(made);
@@ -85,20 +162,28 @@ dm_status library_find(device_network *net, const char *name, const library_conv
                        const device_convolution *conv, const float *bias,
                        const library_convolution **found, dm_error *err)
 {
-    const library_entry *old = known(net, spec);
+    library_plans *plans = net->options.plans;
+    library_entry *entry = plans ? known(plans, spec) : NULL;
     dm_error ignored = {0}; /* of refusals */
-    *found = old ? old->convolution : NULL;
-    if (old || !net->options.library)
+    *found = NULL;
+    if (!plans)
         return DM_OK;
-    library_entry *entry = array_zero(1, sizeof *entry);
-    if (!entry)
-        return error_memory(err, sizeof *entry, "the library's plans");
-    memcpy(&entry->spec, spec, sizeof *spec);
-    entry->next = net->library;
-    net->library = entry;
-    dm_status status = try_candidates(net, name, entry, conv, bias, &ignored);
+    if (!entry) {
+        entry = array_zero(1, sizeof *entry);
+        if (!entry)
+            return error_memory(err, sizeof *entry, "the library's plans");
+        memcpy(&entry->spec, spec, sizeof *spec);
+        dm_status status = try_candidates(net, name, entry, conv, bias, &ignored);
+        if (status != DM_OK) {
+            free_entry(entry);
+            if (err)
+                *err = ignored;
+            return status;
+        }
+        put_first(plans, entry);
+        drop_old(plans);
+    }
     *found = entry->convolution;
-    if (status != DM_OK && err)
-        *err = ignored;
-    return status;
+    entry->users += entry->convolution != NULL;
+    return DM_OK;
 }

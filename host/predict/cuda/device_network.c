@@ -118,10 +118,14 @@ static dm_status create(device_network *net, dm_error *err)
         status = device_alloc(&memory, net->layout.bytes, "the network's activations", err);
     net->arena = memory;
     for (size_t i = 0; status == DM_OK && i < net->n_ops; i++) {
-        status = network_prepare(net, i, err);
+        if (net->options.go_on)
+            status = net->options.go_on(net->options.context, err);
+        if (status == DM_OK)
+            status = network_prepare(net, i, err);
         if (net->ops[i].scratch_bytes > net->scratch_bytes)
             net->scratch_bytes = net->ops[i].scratch_bytes;
     }
+    net->options.context = NULL; /* was there for making it only */
     library_free_check(net);
     if (status == DM_OK) {
         status = device_alloc(&memory, net->scratch_bytes, "the network's scratch memory", err);
@@ -156,11 +160,11 @@ void device_network_free(device_network *net)
     for (size_t i = 0; i < net->n_ops; i++) {
         for (int a = 0; a < 3; a++)
             device_free((void *)(uintptr_t)net->ops[i].maps[a].low);
+        library_release(net->options.plans, net->ops[i].conv.library);
         free(net->ops[i].links);
         free(net->ops[i].link_tensors);
     }
     free(net->ops);
-    library_free_entries(net);
     library_free_check(net);
     device_layout_clear(&net->layout);
     device_free(net->arena);
@@ -173,11 +177,6 @@ size_t device_network_bytes(const device_network *net)
     /* The scratch memory comes when checks are done with theirs. */
     size_t check = net->check.most;
     return net->layout.bytes + (net->scratch_bytes > check ? net->scratch_bytes : check);
-}
-
-const char *device_network_rejections(const device_network *net)
-{
-    return net->rejections;
 }
 
 const char *device_network_way(const device_network *net, size_t step)

@@ -19,18 +19,23 @@
 #include "kernels/kernels.h"
 #include "model/plan.h"
 #include "predict/cuda/device_parameters.h"
-#include "predict/cuda/library_convolution.h"
+#include "predict/cuda/library_plans.h"
 
 typedef struct device_network device_network;
 
 typedef struct device_network_options {
     unsigned batch;
     bool tf32;
-    bool join_head;     /* the last convolution goes to ends->head where the kernel takes it */
-    size_t cache_bytes; /* of the device's second-level cache that a portion may fill */
-    convolution_library *library;
+    bool join_head; /* the last convolution goes to ends->head where the kernel takes it */
+    bool compile; /* plans of the library that are compiled at run time, too: these alone join much
+                     to a convolution, and each takes seconds */
+    size_t cache_bytes;   /* of the device's second-level cache that a portion may fill */
+    library_plans *plans; /* NULL: kernels of ours only */
     device_parameters *parameters;
     cudaStream_t stream;
+    /* Asked before each operation is prepared, if not NULL; any but DM_OK ends it. */
+    dm_status (*go_on)(void *context, dm_error *err);
+    void *context;
 } device_network_options;
 
 /* What lies before and behind the network, for windows [first, first + samples) of the batch. */
@@ -49,7 +54,8 @@ typedef struct network_ends {
  * cost nothing. */
 void device_network_plan_needs(plan_options *options);
 
-/* Plan, library, parameters and stream must outlive it. Errors: MEMORY, DEVICE, UNSUPPORTED. */
+/* Plan, library, parameters and stream must outlive it. Errors: MEMORY, DEVICE, UNSUPPORTED, and
+ * what go_on says. */
 dm_status device_network_create(const plan *steps, const device_network_options *options,
                                 device_network **network, dm_error *err);
 void device_network_free(device_network *network);
@@ -59,8 +65,6 @@ dm_status device_network_launch(device_network *network, const network_ends *end
 
 /* Bytes on the device, weights not counted: the most at one time. */
 size_t device_network_bytes(const device_network *network);
-/* Why plans of the library are not used, if some computed wrongly; "" if none did. */
-const char *device_network_rejections(const device_network *network);
 /* How an operation of the plan is run: "library: ...", "kernel_convolution", ... ; for tests and
  * benchmarks. */
 const char *device_network_way(const device_network *network, size_t step);

@@ -46,13 +46,6 @@ typedef struct device_op {
     char way[160];
 } device_op;
 
-/* A plan of the library, or that there is none, for one spec. */
-typedef struct library_entry {
-    library_convolution_spec spec;
-    library_convolution *convolution; /* NULL: none that computes rightly */
-    struct library_entry *next;
-} library_entry;
-
 /* Memory in which a library's plan is compared with kernel_convolution. */
 enum { CHECK_PARTS = 6 };
 typedef struct check_memory {
@@ -71,9 +64,7 @@ struct device_network {
     device_layout layout;
     unsigned char *arena, *scratch;
     size_t scratch_bytes;
-    library_entry *library;
     check_memory check;
-    char rejections[400];
 };
 
 /* ---- Shared --------------------------------------------------------------------------------- */
@@ -118,11 +109,13 @@ dm_status convolution_run_choice(const device_network *net, const device_op *op,
                                  const device_tensor *in, const device_tensor *out, unsigned first,
                                  unsigned samples, bool links, dm_error *err);
 
-/* device_library.c: a plan for the spec that computes rightly; NULL if there is none. */
+/* device_library.c: a plan for the spec that computes rightly, kept until it is released; NULL if
+ * there is none. */
 dm_status library_find(device_network *net, const char *name, const library_convolution_spec *spec,
                        const device_convolution *conv, const float *bias,
                        const library_convolution **found, dm_error *err);
-void library_free_entries(device_network *net);
+/* NULL is fine. */
+void library_release(library_plans *plans, const library_convolution *convolution);
 
 /* device_library_check.c: runs a plan once; reason: why it may not be used, "" if it may. */
 dm_status library_check(device_network *net, const library_convolution_spec *spec,

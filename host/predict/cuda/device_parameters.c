@@ -65,18 +65,6 @@ void elements_from_floats(const float *from, size_t n, element_type type, void *
             ((_Float16 *)to)[i] = (_Float16)from[i];
 }
 
-void elements_to_floats(const void *from, size_t n, element_type type, float *to)
-{
-    if (type == ELEMENT_F32)
-        memcpy(to, from, n * sizeof *to);
-    else if (type == ELEMENT_BF16)
-        for (size_t i = 0; i < n; i++)
-            to[i] = bf16_to_float(((const uint16_t *)from)[i]);
-    else
-        for (size_t i = 0; i < n; i++)
-            to[i] = (float)((const _Float16 *)from)[i];
-}
-
 /* ---- Keeping -------------------------------------------------------------------------------- */
 
 static const parameter *find(const device_parameters *p, const float *host, parameter_form form,

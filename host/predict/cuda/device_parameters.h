@@ -31,6 +31,5 @@ dm_status device_parameters_blocks(device_parameters *parameters, const plan *st
 
 /* Writes n floats in an element type, rounded to the nearest. */
 void elements_from_floats(const float *from, size_t n, element_type type, void *to);
-void elements_to_floats(const void *from, size_t n, element_type type, float *to);
 
 #endif
