@@ -2,11 +2,13 @@
 #include "predict/cuda_module.h"
 
 #include <dlfcn.h>
+#include <elf.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -63,6 +65,22 @@ static dm_status find_file(char *path, size_t size, dm_error *err)
 
 /* ---- Loading -------------------------------------------------------------------------------- */
 
+/* The loader maps what a file's header promises: of a file that was cut short, a copy that did not
+ * finish, it reads beyond the end, which is SIGBUS. The table of sections lies last. */
+static bool is_cut_short(const char *path)
+{
+    Elf64_Ehdr header;
+    struct stat file;
+    FILE *f = fopen(path, "rbe");
+    bool known = f && fread(&header, sizeof header, 1, f) == 1 && fstat(fileno(f), &file) == 0 &&
+                 memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
+                 header.e_ident[EI_CLASS] == ELFCLASS64;
+    if (f)
+        fclose(f);
+    return known &&
+           header.e_shoff + (uint64_t)header.e_shnum * header.e_shentsize > (uint64_t)file.st_size;
+}
+
 static void load(void)
 {
     char *path = loaded.path;
@@ -70,6 +88,11 @@ static void load(void)
     dm_error *err = &loaded.error;
     if (find_file(path, sizeof loaded.path, err) != DM_OK) {
         path[0] = '\0';
+        return;
+    }
+    if (is_cut_short(path)) {
+        error_set(err, DM_ERROR_DEVICE, path, "install dosemap again, or " USE_CPU,
+                  "the CUDA module is not complete");
         return;
     }
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);

@@ -357,9 +357,12 @@ def test_module_that_is_no_library(small_pet: Path, tiny: Path, out: Path, tmp_p
     refused_module(small_pet, tiny, out, module, "install dosemap again")
 
 
-def test_empty_module(small_pet: Path, tiny: Path, out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 40, 64, 5000, -1])
+def test_incomplete_module(
+    small_pet: Path, tiny: Path, out: Path, tmp_path: Path, kept: int
+) -> None:
     module = tmp_path / "libdosemap-cuda.so"
-    module.write_bytes(Path(MODULE).read_bytes()[:40])
+    module.write_bytes(Path(MODULE).read_bytes()[:kept])
     refused_module(small_pet, tiny, out, module, "install dosemap again")
 
 
