@@ -67,18 +67,18 @@ static dm_status find_file(char *path, size_t size, dm_error *err)
 
 /* The loader maps what a file's header promises: of a file that was cut short, a copy that did not
  * finish, it reads beyond the end, which is SIGBUS. The table of sections lies last. */
-static bool is_cut_short(const char *path)
+static bool is_complete(const char *path)
 {
     Elf64_Ehdr header;
     struct stat file;
     FILE *f = fopen(path, "rbe");
-    bool known = f && fread(&header, sizeof header, 1, f) == 1 && fstat(fileno(f), &file) == 0 &&
-                 memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
-                 header.e_ident[EI_CLASS] == ELFCLASS64;
+    bool is_library =
+        f && fread(&header, sizeof header, 1, f) == 1 && fstat(fileno(f), &file) == 0 &&
+        memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_ident[EI_CLASS] == ELFCLASS64;
     if (f)
         fclose(f);
-    return known &&
-           header.e_shoff + (uint64_t)header.e_shnum * header.e_shentsize > (uint64_t)file.st_size;
+    return is_library && header.e_shoff <= (uint64_t)file.st_size &&
+           (uint64_t)header.e_shnum * header.e_shentsize <= (uint64_t)file.st_size - header.e_shoff;
 }
 
 static void load(void)
@@ -90,9 +90,9 @@ static void load(void)
         path[0] = '\0';
         return;
     }
-    if (is_cut_short(path)) {
+    if (!is_complete(path)) {
         error_set(err, DM_ERROR_DEVICE, path, "install dosemap again, or " USE_CPU,
-                  "the CUDA module is not complete");
+                  "this is no CUDA module, or not all of one");
         return;
     }
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
