@@ -227,13 +227,15 @@ static dm_status prepare_faults(device_job *d, dm_error *err)
     if (status != DM_OK)
         return status;
     made = NULL;
-    cudaError_t code = cudaMallocHost(&made, 2 * FAULTS * sizeof *d->faults);
+    cudaError_t code = cudaMallocHost(&made, 2 * (size_t)FAULTS * sizeof *d->faults);
     d->faults = code == cudaSuccess ? made : NULL;
     /* NO_FAULT has all its bits set. */
     if (code == cudaSuccess)
         code = cudaMemsetAsync(d->d_faults, 0xff, FAULTS * sizeof *d->d_faults, d->state->stream);
     for (int i = 0; i < 2 && code == cudaSuccess; i++) {
-        code = cudaEventCreateWithFlags(&d->done[i], cudaEventDisableTiming);
+        /* Waiting leaves the core to the threads that read and write files. */
+        code =
+            cudaEventCreateWithFlags(&d->done[i], cudaEventDisableTiming | cudaEventBlockingSync);
         d->done[i] = code == cudaSuccess ? d->done[i] : NULL;
     }
     return device_check(code, "preparing to run", err);

@@ -69,7 +69,7 @@ static library_entry *known(library_plans *plans, const library_convolution_spec
 {
     for (library_entry **at = &plans->first; *at; at = &(*at)->next) {
         library_entry *entry = *at;
-        if (memcmp(&entry->spec, spec, sizeof *spec) == 0) {
+        if (library_convolution_same(&entry->spec, spec)) {
             *at = entry->next;
             put_first(plans, entry);
             return entry;

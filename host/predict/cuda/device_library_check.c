@@ -163,7 +163,7 @@ static dm_status compare(const device_network *net, const library_convolution_sp
 {
     const check_memory *m = &net->check;
     cudaStream_t stream = net->options.stream;
-    device_deviation partial[DEVICE_COMPARE_BLOCKS];
+    device_deviation partial[DEVICE_COMPARE_BLOCKS] = {{0}};
     size_t n = elements(spec->out_dim, spec->out_channels);
     unsigned blocks = compare_blocks(n);
     device_tensor y =

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "predict/cpu/convert.h"
 #include "predict/cuda/device_check.h"
+#include "predict/half_float.h"
 
 typedef enum parameter_form { FORM_FLOATS, FORM_WEIGHT, FORM_BLOCKS } parameter_form;
 
@@ -62,7 +63,7 @@ void elements_from_floats(const float *from, size_t n, element_type type, void *
             ((uint16_t *)to)[i] = bf16_from_float(from[i]);
     else
         for (size_t i = 0; i < n; i++)
-            ((_Float16 *)to)[i] = (_Float16)from[i];
+            ((uint16_t *)to)[i] = half_from_float(from[i]);
 }
 
 /* ---- Keeping -------------------------------------------------------------------------------- */
@@ -76,25 +77,48 @@ static const parameter *find(const device_parameters *p, const float *host, para
     return NULL;
 }
 
+/* For one more. */
+static bool has_room(device_parameters *p)
+{
+    if (p->n < p->room)
+        return true;
+    size_t room = p->room ? 2 * p->room : 64;
+    parameter *list = realloc(p->list, room * sizeof *list);
+    if (!list)
+        return false;
+    p->list = list;
+    p->room = room;
+    return true;
+}
+
+/* fp16 ends at 65504; the loader has refused weights that are not finite. */
+static bool fits_type(const void *converted, size_t n, element_type type)
+{
+    const uint16_t *half = converted;
+    bool fits = true;
+    for (size_t i = 0; type == ELEMENT_F16 && i < n; i++)
+        fits = fits && (half[i] & 0x7fffu) < 0x7c00u;
+    return fits;
+}
+
 /* values: n of them in the device's order; NULL if memory was short. */
 static dm_status keep(device_parameters *p, const float *host, parameter_form form, size_t n,
                       const float *values, const void **device, dm_error *err)
 {
     element_type type = form == FORM_FLOATS ? ELEMENT_F32 : p->type;
     void *converted = values ? array_alloc(n, element_size(type)) : NULL;
-    if (p->n == p->room) {
-        size_t room = p->room ? 2 * p->room : 64;
-        parameter *list = realloc(p->list, room * sizeof *list);
-        p->list = list ? list : p->list;
-        p->room = list ? room : p->room;
-    }
-    if (!converted || p->n == p->room) {
+    if (!converted || !has_room(p)) {
         free(converted);
         return error_memory(err, n * element_size(type), "weights");
     }
     parameter *made = &p->list[p->n];
     *made = (parameter){.host = host, .form = form, .n = n};
     elements_from_floats(values, n, type, converted);
+    if (!fits_type(converted, n, type)) {
+        free(converted);
+        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use --precision bf16 or float32",
+                         "some weights are too large for fp16");
+    }
     dm_status status =
         device_upload(converted, n * element_size(type), "copying weights", &made->device, err);
     free(converted);
