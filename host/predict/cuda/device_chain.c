@@ -119,7 +119,7 @@ cudaError_t finish_chain(const device_network *net, const device_op *op, device_
         last = from + n == op->n_links;
         device_tensor target = last ? *out : scratch_tensor(net, out, ELEMENT_F32, op->float_at);
         device_epilogue epilogue = epilogue_of(net, op, bias, from, n, first);
-        code = kernel_pointwise(&value, &target, samples, &epilogue, net->options.stream);
+        code = net->kernels->pointwise(&value, &target, samples, &epilogue, net->options.stream);
         value = target;
         from += n;
         bias = NULL;

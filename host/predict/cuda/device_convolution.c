@@ -196,10 +196,11 @@ static cudaError_t run_own(const device_network *net, const device_op *op, const
         epilogue = epilogue_of(net, op, op->bias, 0, n, first);
     cudaError_t code =
         c->way == WAY_FIRST
-            ? kernel_convolution_first(&c->conv, in, &target, samples, &epilogue, stream)
+            ? net->kernels->convolution_first(&c->conv, in, &target, samples, &epilogue, stream)
         : c->way == WAY_TENSOR_CORE
-            ? kernel_convolution_tensor_core(&c->conv, in, &target, samples, &epilogue, stream)
-            : kernel_convolution(&c->conv, in, &target, samples, &epilogue, stream);
+            ? net->kernels->convolution_tensor_core(&c->conv, in, &target, samples, &epilogue,
+                                                    stream)
+            : net->kernels->convolution(&c->conv, in, &target, samples, &epilogue, stream);
     if (code == cudaSuccess && links && n < op->n_links)
         code = finish_chain(net, op, target, out, NULL, n, first, samples);
     return code;
@@ -215,8 +216,9 @@ static dm_status run_library(const device_network *net, const device_op *op,
     const void *residual = NULL;
     if (c->pack) {
         x = scratch_tensor(net, in, in->type, c->pack_at);
-        dm_status status = device_check(
-            kernel_pointwise(in, &x, samples, &nothing, net->options.stream), op->step->name, err);
+        dm_status status =
+            device_check(net->kernels->pointwise(in, &x, samples, &nothing, net->options.stream),
+                         op->step->name, err);
         if (status != DM_OK)
             return status;
     }
@@ -224,7 +226,7 @@ static dm_status run_library(const device_network *net, const device_op *op,
         y = scratch_tensor(net, out, out->type, c->stage_at);
     if (c->residual >= 0)
         residual = network_tensor(net, c->residual, first).data;
-    dm_status status = library_convolution_run(
+    dm_status status = net->kernels->library(
         c->library, x.data, c->conv.weight, links && c->bias_done ? op->bias : NULL, residual,
         y.data, net->scratch + c->workspace_at, net->options.stream, err);
     device_add_remedy(status, err);

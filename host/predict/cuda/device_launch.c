@@ -24,9 +24,10 @@ static cudaError_t run_statistics(const device_network *net, const device_op *op
                                   const device_tensor *in, unsigned samples)
 {
     float epsilon = op->step->kind == STEP_NORM ? op->step->node->epsilon : 0;
-    return kernel_normalise_statistics(in, samples, (unsigned)network_norm_groups(net, op->step),
-                                       epsilon, (float *)(net->scratch + op->statistics_at),
-                                       net->scratch + op->workspace_at, net->options.stream);
+    return net->kernels->normalise_statistics(in, samples,
+                                              (unsigned)network_norm_groups(net, op->step), epsilon,
+                                              (float *)(net->scratch + op->statistics_at),
+                                              net->scratch + op->workspace_at, net->options.stream);
 }
 
 static cudaError_t run_norm(const device_network *net, const device_op *op, const device_tensor *in,
@@ -38,9 +39,11 @@ static cudaError_t run_norm(const device_network *net, const device_op *op, cons
     if (code != cudaSuccess)
         return code;
     if (op->step->kind == STEP_GLOBAL_AVERAGE_POOL)
-        return kernel_global_average(statistics, out, samples, epilogue, net->options.stream);
-    return kernel_normalise_apply(in, out, samples, (unsigned)network_norm_groups(net, op->step),
-                                  statistics, op->scale, op->shift, epilogue, net->options.stream);
+        return net->kernels->global_average(statistics, out, samples, epilogue,
+                                            net->options.stream);
+    return net->kernels->normalise_apply(in, out, samples,
+                                         (unsigned)network_norm_groups(net, op->step), statistics,
+                                         op->scale, op->shift, epilogue, net->options.stream);
 }
 
 static cudaError_t run_moved(const device_network *net, const device_op *op,
@@ -50,10 +53,10 @@ static cudaError_t run_moved(const device_network *net, const device_op *op,
     const graph_node *node = op->step->node;
     bool slice = op->step->kind == STEP_SLICE;
     if (op->step->kind == STEP_RESIZE && node->resize == RESIZE_LINEAR)
-        return kernel_interpolate(op->maps, in, out, samples, epilogue, net->options.stream);
-    return kernel_take_voxels(op->maps, slice ? (unsigned)node->channel_begin : 0,
-                              slice ? (unsigned)node->channel_step : 1, node->pad_value, in, out,
-                              samples, epilogue, net->options.stream);
+        return net->kernels->interpolate(op->maps, in, out, samples, epilogue, net->options.stream);
+    return net->kernels->take_voxels(op->maps, slice ? (unsigned)node->channel_begin : 0,
+                                     slice ? (unsigned)node->channel_step : 1, node->pad_value, in,
+                                     out, samples, epilogue, net->options.stream);
 }
 
 /* On a tensor of zeros, to which the chain's first link adds the input. */
@@ -62,7 +65,7 @@ static cudaError_t run_broadcast(const device_network *net, const device_op *op,
 {
     device_tensor zeros = scratch_tensor(net, out, ELEMENT_F32, op->float_at);
     cudaError_t code =
-        cudaMemsetAsync(zeros.data, 0, dense_bytes(out, ELEMENT_F32, samples), net->options.stream);
+        net->kernels->zero(zeros.data, dense_bytes(out, ELEMENT_F32, samples), net->options.stream);
     return code == cudaSuccess ? finish_chain(net, op, zeros, out, NULL, 0, first, samples) : code;
 }
 
@@ -87,7 +90,7 @@ static cudaError_t run_step(const device_network *net, const device_op *op, unsi
     case STEP_MAX_POOL:
     case STEP_AVERAGE_POOL: {
         device_pool pool = pool_of(op->step);
-        code = kernel_pool(&pool, &in, &target, samples, &epilogue, stream);
+        code = net->kernels->pool(&pool, &in, &target, samples, &epilogue, stream);
         break;
     }
     case STEP_PAD:
@@ -96,7 +99,7 @@ static cudaError_t run_step(const device_network *net, const device_op *op, unsi
         code = run_moved(net, op, &in, &target, samples, &epilogue);
         break;
     default:
-        code = kernel_pointwise(&in, &target, samples, &epilogue, stream);
+        code = net->kernels->pointwise(&in, &target, samples, &epilogue, stream);
     }
     if (code == cudaSuccess && n < op->n_links)
         code = finish_chain(net, op, target, &out, NULL, n, first, samples);
@@ -114,8 +117,8 @@ static dm_status run_unfold(const device_network *net, const device_op *op, cons
     dm_status status = convolution_run_choice(net, op, in, &blocks, first, samples, false, err);
     if (status != DM_OK)
         return status;
-    cudaError_t code = kernel_unfold(op->step->node->kernel, &blocks, &target, samples, &epilogue,
-                                     net->options.stream);
+    cudaError_t code = net->kernels->unfold(op->step->node->kernel, &blocks, &target, samples,
+                                            &epilogue, net->options.stream);
     if (code == cudaSuccess && n < op->n_links)
         code = finish_chain(net, op, target, out, NULL, n, first, samples);
     return device_check(code, op->step->name, err);
@@ -144,13 +147,44 @@ static dm_status run_op(const device_network *net, const device_op *op, const ne
         device_tensor coarse = network_tensor(net, op->lowered.coarse->in, first);
         device_tensor skip = network_tensor(net, op->lowered.skip->in, first);
         device_tensor out = network_tensor(net, op->step->out, first);
-        return device_check(
-            kernel_attention_gate(&op->gate, &coarse, &skip, &out, samples, net->options.stream),
-            op->step->name, err);
+        return device_check(net->kernels->attention_gate(&op->gate, &coarse, &skip, &out, samples,
+                                                         net->options.stream),
+                            op->step->name, err);
     }
     if (op->step->kind == STEP_CONV || op->step->kind == STEP_CONV_TRANSPOSE)
         return run_convolution(net, op, ends, first, samples, err);
     return device_check(run_step(net, op, first, samples), op->step->name, err);
+}
+
+static dm_status mark(const network_ends *ends, const device_network *net, int what, dm_error *err)
+{
+    return ends->mark ? device_check(ends->mark(ends->context, what, net->options.stream),
+                                     "timing the network", err)
+                      : DM_OK;
+}
+
+static dm_status fill(const device_network *net, const network_ends *ends, unsigned first,
+                      unsigned samples, dm_error *err)
+{
+    device_tensor input = network_tensor(net, net->plan->input, first);
+    dm_status status = mark(ends, net, NETWORK_FILL, err);
+    if (status == DM_OK)
+        status =
+            device_check(ends->fill(ends->context, &input, first, samples, net->options.stream),
+                         "cutting out windows", err);
+    return status;
+}
+
+static dm_status take(const device_network *net, const network_ends *ends, unsigned first,
+                      unsigned samples, dm_error *err)
+{
+    device_tensor output = network_tensor(net, net->plan->output, first);
+    dm_status status = mark(ends, net, NETWORK_TAKE, err);
+    if (status == DM_OK)
+        status =
+            device_check(ends->take(ends->context, &output, first, samples, net->options.stream),
+                         "adding windows", err);
+    return status;
 }
 
 /* One portion through a segment; the first one begins with the input, the last one ends with the
@@ -158,23 +192,16 @@ static dm_status run_op(const device_network *net, const device_op *op, const ne
 static dm_status run_portion(const device_network *net, const device_segment *segment,
                              const network_ends *ends, unsigned first, dm_error *err)
 {
-    dm_status status = DM_OK;
     unsigned samples = segment->samples;
-    if (segment->first == 0) {
-        device_tensor input = network_tensor(net, net->plan->input, first);
-        status =
-            device_check(ends->fill(ends->context, &input, first, samples, net->options.stream),
-                         "cutting out windows", err);
+    dm_status status = segment->first == 0 ? fill(net, ends, first, samples, err) : DM_OK;
+    for (size_t i = segment->first; status == DM_OK && i < segment->end; i++) {
+        status = mark(ends, net, (int)i, err);
+        if (status == DM_OK)
+            status = run_op(net, &net->ops[i], ends, first, samples, err);
     }
-    for (size_t i = segment->first; status == DM_OK && i < segment->end; i++)
-        status = run_op(net, &net->ops[i], ends, first, samples, err);
-    if (status == DM_OK && segment->end == net->n_ops && !net->ops[net->n_ops - 1].head) {
-        device_tensor output = network_tensor(net, net->plan->output, first);
-        status =
-            device_check(ends->take(ends->context, &output, first, samples, net->options.stream),
-                         "adding windows", err);
-    }
-    return status;
+    if (status == DM_OK && segment->end == net->n_ops && !net->ops[net->n_ops - 1].head)
+        status = take(net, ends, first, samples, err);
+    return status == DM_OK ? mark(ends, net, NETWORK_PORTION_END, err) : status;
 }
 
 dm_status device_network_launch(device_network *net, const network_ends *ends, dm_error *err)

@@ -143,6 +143,7 @@ dm_status device_network_create(const plan *p, const device_network_options *opt
         return error_memory(err, sizeof *net, "the network");
     net->plan = p;
     net->options = *options;
+    net->kernels = options->kernels ? options->kernels : &device_kernels_run;
     dm_status status = create(net, err);
     if (status == DM_OK)
         *created = net;
@@ -185,6 +186,11 @@ const char *device_network_way(const device_network *net, size_t step)
         if (net->ops[i].step == &net->plan->steps[step])
             return net->ops[i].way;
     return "part of a gate";
+}
+
+const plan_step *device_network_step(const device_network *net, size_t op)
+{
+    return op < net->n_ops ? net->ops[op].step : NULL;
 }
 
 device_tensor device_network_tensor(const device_network *net, int tensor)

@@ -18,6 +18,7 @@
 
 #include "kernels/kernels.h"
 #include "model/plan.h"
+#include "predict/cuda/device_kernels.h"
 #include "predict/cuda/device_parameters.h"
 #include "predict/cuda/library_plans.h"
 
@@ -29,14 +30,18 @@ typedef struct device_network_options {
     bool join_head; /* the last convolution goes to ends->head where the kernel takes it */
     bool compile; /* plans of the library that are compiled at run time, too: these alone join much
                      to a convolution, and each takes seconds */
-    size_t cache_bytes;   /* of the device's second-level cache that a portion may fill */
-    library_plans *plans; /* NULL: kernels of ours only */
+    size_t cache_bytes;            /* of the device's second-level cache that a portion may fill */
+    library_plans *plans;          /* NULL: kernels of ours only */
+    const device_kernels *kernels; /* NULL: those that run */
     device_parameters *parameters;
     cudaStream_t stream;
     /* Asked before each operation is prepared, if not NULL; any but DM_OK ends it. */
     dm_status (*go_on)(void *context, dm_error *err);
     void *context;
 } device_network_options;
+
+/* Marks of what is enqueued next, beside the numbers of operations. */
+enum { NETWORK_FILL = -1, NETWORK_TAKE = -2, NETWORK_PORTION_END = -3 };
 
 /* What lies before and behind the network, for windows [first, first + samples) of the batch. */
 typedef struct network_ends {
@@ -48,6 +53,9 @@ typedef struct network_ends {
     cudaError_t (*head)(void *context, const device_convolution *head, const device_tensor *in,
                         const device_epilogue *epilogue, unsigned first, unsigned samples,
                         cudaStream_t stream);
+    /* Before each operation and each end of a portion, and after its last one; for clocks and
+     * accounts. NULL: nobody asks. */
+    cudaError_t (*mark)(void *context, int what, cudaStream_t stream);
 } network_ends;
 
 /* What the plan should assume: our kernels read and write views at full speed, so concatenations
@@ -68,6 +76,8 @@ size_t device_network_bytes(const device_network *network);
 /* How an operation of the plan is run: "library: ...", "kernel_convolution", ... ; for tests and
  * benchmarks. */
 const char *device_network_way(const device_network *network, size_t step);
+/* The step of the plan that operation `op` ends with; NULL behind the last operation. */
+const plan_step *device_network_step(const device_network *network, size_t op);
 /* A tensor of the plan, for the first portion; data is NULL if no operation uses it. */
 device_tensor device_network_tensor(const device_network *network, int tensor);
 

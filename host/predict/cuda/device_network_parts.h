@@ -59,6 +59,7 @@ typedef struct check_memory {
 struct device_network {
     const plan *plan;
     device_network_options options;
+    const device_kernels *kernels;
     size_t n_ops;
     device_op *ops;
     device_layout layout;
