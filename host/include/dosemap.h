@@ -326,6 +326,15 @@ DM_API dm_status dm_model_describe(const dm_model *model, const size_t tile[3],
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 
+/* Who computes the network's convolutions on a CUDA device. The CPU has one way only. */
+typedef enum dm_convolutions {
+    DM_CONVOLUTIONS_AUTO = 0,    /* what `dosemap bench --tune` found fastest, where it was run for
+                                    this network, device and batch; else as LIBRARY */
+    DM_CONVOLUTIONS_LIBRARY = 1, /* the vendor's library wherever it takes the tensors as they lie;
+                                    kernels of ours elsewhere */
+    DM_CONVOLUTIONS_OWN = 2      /* kernels of ours only; the library need not be installed */
+} dm_convolutions;
+
 /* Called from the thread that runs the prediction, with the share done in [0, 1] and the name of
  * the stage. A non-zero return cancels. */
 typedef int (*dm_progress)(void *user, double share, const char *stage);
@@ -350,12 +359,13 @@ typedef struct dm_predict_options {
     double skip_air; /* windows whose maximum, in the input quantity, lies below it are
                         taken as zero dose; NAN: the card's; -INFINITY: off */
     dm_precision precision;
-    const char *device;         /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
-    unsigned threads;           /* 0: OMP_NUM_THREADS, then all cores */
-    unsigned batch;             /* windows per call of the network; 0: chosen; the CPU runs one */
-    double activity_gbq;        /* therapy activity: the map is Gy; NAN: Gy/GBq */
-    bool nan_to_zero;           /* take NaN and Inf voxels as 0 instead of failing */
-    const double *v_thresholds; /* for Vx of the DVHs */
+    const char *device;           /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
+    unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
+    unsigned batch;               /* windows per call of the network; 0: chosen; the CPU runs one */
+    dm_convolutions convolutions; /* on a CUDA device */
+    double activity_gbq;          /* therapy activity: the map is Gy; NAN: Gy/GBq */
+    bool nan_to_zero;             /* take NaN and Inf voxels as 0 instead of failing */
+    const double *v_thresholds;   /* for Vx of the DVHs */
     size_t n_v_thresholds;
     dm_progress progress; /* may be NULL */
     void *progress_user;

@@ -33,6 +33,9 @@ typedef struct predict_result {
     size_t windows_run, windows_skipped;
     unsigned batch; /* windows per call of the network, as it was */
     double seconds_network, seconds_total;
+    /* The file that the choice of convolutions came from, and its checksum; NULL: none. Valid until
+     * the state's next run. */
+    const char *tuning_file, *tuning_xxh64;
 } predict_result;
 
 typedef struct backend_options {
@@ -42,6 +45,7 @@ typedef struct backend_options {
     unsigned at_once; /* windows at the same time, which threads share evenly; 1 on a device */
     unsigned batch;   /* windows per call of the network; 0: as the backend thinks best */
     size_t memory;    /* of a device that may be used; 0: what is free */
+    dm_convolutions convolutions; /* of a device */
 } backend_options;
 
 typedef struct backend {

@@ -41,6 +41,9 @@ static dm_status check_options(const dm_predict_options *o, dm_error *err)
     if (o->blend != DM_BLEND_GAUSSIAN && o->blend != DM_BLEND_CONSTANT)
         return error_set(err, DM_ERROR_VALUE, NULL, "use gaussian or constant",
                          "there is no blending number %d", (int)o->blend);
+    if ((unsigned)o->convolutions > DM_CONVOLUTIONS_OWN)
+        return error_set(err, DM_ERROR_VALUE, NULL, "use auto, library or own",
+                         "there is no choice of convolutions number %d", (int)o->convolutions);
     if (o->batch > BATCH_MAX)
         return error_set(err, DM_ERROR_VALUE, NULL, "use fewer windows per call",
                          "batch %u is above %d", o->batch, BATCH_MAX);
@@ -181,7 +184,8 @@ static dm_status prepare(dm_predictor *p, unsigned at_once, dm_error *err)
                                      .threads = p->threads,
                                      .at_once = at_once,
                                      .batch = p->batch,
-                                     .memory = p->options.memory_bytes};
+                                     .memory = p->options.memory_bytes,
+                                     .convolutions = p->options.convolutions};
     dm_status status = p->backend->create(p->plan, &options, &p->state, err);
     if (status != DM_OK) {
         predictor_drop_plan(p);

@@ -30,8 +30,9 @@ typedef struct device_network_options {
     bool join_head; /* the last convolution goes to ends->head where the kernel takes it */
     bool compile; /* plans of the library that are compiled at run time, too: these alone join much
                      to a convolution, and each takes seconds */
-    size_t cache_bytes;            /* of the device's second-level cache that a portion may fill */
-    library_plans *plans;          /* NULL: kernels of ours only */
+    size_t cache_bytes;   /* of the device's second-level cache that a portion may fill */
+    library_plans *plans; /* NULL: kernels of ours only */
+    dm_convolutions convolutions;
     const device_kernels *kernels; /* NULL: those that run */
     device_parameters *parameters;
     cudaStream_t stream;
