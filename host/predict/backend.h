@@ -8,6 +8,7 @@
 
 #include "dosemap.h"
 #include "model/plan.h"
+#include "predict/measure.h"
 #include "predict/tiling.h"
 #include "volume/orientation.h"
 
@@ -33,6 +34,9 @@ typedef struct predict_result {
     size_t windows_run, windows_skipped;
     unsigned batch; /* windows per call of the network, as it was */
     double seconds_network, seconds_total;
+    /* The other stages, in their order; NAN where there is none. */
+    double seconds_upload, seconds_finish, seconds_resample, seconds_download, seconds_dvh;
+    size_t device_bytes; /* that were in use; 0: the host's only */
     /* The file that the choice of convolutions came from, and its checksum; NULL: none. Valid until
      * the state's next run. */
     const char *tuning_file, *tuning_xxh64;
@@ -62,6 +66,16 @@ typedef struct backend {
                         dm_error *err);
     dm_status (*run)(void *state, const predict_job *job, predict_result *result, dm_error *err);
     void (*destroy)(void *state);
+    /* The rest is for dm_benchmark. */
+    dm_status (*measure)(void *state, const measure_request *request, measure_result *result,
+                         dm_error *err);
+    dm_status (*ceilings)(void *state, measured_ceilings *ceilings, dm_error *err);
+    /* Joules that the device has taken since some moment; NAN where nobody says. */
+    double (*energy)(void *state);
+    /* Times the ways of every convolution for batches of that size (0: as large as the backend
+     * likes) and keeps the fastest for later predictions; NULL: there is nothing to choose. */
+    dm_status (*tune)(void *state, unsigned batch, dm_progress progress, void *user,
+                      char **report_json, dm_error *err);
 } backend;
 
 extern const backend cpu_backend;

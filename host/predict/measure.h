@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a backend measures of itself for dm_benchmark. */
+#ifndef DOSEMAP_PREDICT_MEASURE_H
+#define DOSEMAP_PREDICT_MEASURE_H
+
+#include "dosemap.h"
+
+/* The network alone on windows that lie ready where it runs: neither cutting out nor stitching, no
+ * copies to or from a device. Rounding the input to the network's element type is part of it. */
+typedef struct measure_request {
+    const float *windows; /* [n_windows] dense (z, y, x), as the network takes them */
+    size_t n_windows;     /* at least 1; where more are run they repeat */
+    float *outputs;       /* [n_windows] what the network gives for them; NULL: nobody asks */
+    size_t job_windows;   /* of the volume: batch and plans are those of such a job */
+    unsigned batch;       /* windows per call; 0: as for the volume */
+    unsigned calls;       /* of the network in a run, for each that runs at the same time */
+    unsigned warmup, runs;
+    bool layers; /* the steps one by one as well */
+    /* Between runs, with the share done; anything but DM_OK ends the measurement. */
+    dm_status (*go_on)(void *context, double share, dm_error *err);
+    void *context;
+} measure_request;
+
+/* A step, per window: median over the runs. */
+typedef struct measure_layer {
+    char name[128], way[160];
+    double seconds, bytes, flop; /* NAN: not known */
+} measure_layer;
+
+/* What device memory the network took; 0 on the host. Owned by who gave it, measure_clear. */
+typedef struct measure_result {
+    unsigned batch;   /* windows per call, as it was */
+    unsigned at_once; /* calls at the same time */
+    size_t windows;   /* of a run */
+    size_t n_runs;
+    double *seconds; /* [n_runs] */
+    size_t n_layers;
+    measure_layer *layers;
+    size_t device_bytes;
+} measure_result;
+
+/* NAN: not measured, since the backend has no such thing. */
+typedef struct measured_ceilings {
+    double copy_bytes;     /* read and written, per second */
+    double fma_flop;       /* from registers, per second */
+    double product_flop;   /* a large matrix product by the vendor's library, in the precision */
+    double own_flop;       /* the same by the backend's own kernel */
+    char product_how[160]; /* which kernel of the library's that was */
+} measured_ceilings;
+
+void measure_clear(measure_result *result);
+
+#endif
