@@ -118,6 +118,17 @@ static json_t *grid_facts(const provenance_facts *f)
                      (int)!map->exact);
 }
 
+/* Stages in their order, null for those that there were not, and all of the backend's together. */
+static json_t *second_facts(const provenance_facts *f)
+{
+    const predict_result *r = f->result;
+    return json_pack("{s:f, s:o, s:f, s:o, s:o, s:o, s:o, s:f}", "Prepare", f->seconds_prepare,
+                     "Upload", number(r->seconds_upload), "Network", r->seconds_network, "Finish",
+                     number(r->seconds_finish), "Resample", number(r->seconds_resample), "Download",
+                     number(r->seconds_download), "DVH", number(r->seconds_dvh), "Predict",
+                     r->seconds_total);
+}
+
 json_t *provenance_make(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
@@ -125,14 +136,14 @@ json_t *provenance_make(const provenance_facts *f)
     bool per_activity = isnan(p->options.activity_gbq);
     json_t *root = json_pack(
         "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:I, s:{s:I, s:I}, "
-        "s:{s:f, s:f, s:f}}",
+        "s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
         "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
         number(p->options.activity_gbq), "PET", pet_facts(f), "Model", model_facts(p->model),
         "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend", p->backend->name,
         "Device", p->backend->description(p->state), "Threads", (json_int_t)p->threads, "Windows",
         "Run", (json_int_t)r->windows_run, "Skipped", (json_int_t)r->windows_skipped, "Seconds",
-        "Prepare", f->seconds_prepare, "Network", r->seconds_network, "Predict", r->seconds_total);
+        second_facts(f));
     if (volume_had_extensions(f->pet))
         json_put(&root, "HeaderExtensions", json_string("not copied"));
     return root;

@@ -171,8 +171,7 @@ dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
     return status;
 }
 
-/* The backend for so many windows of the plan at once, kept from the last volume where both are. */
-static dm_status prepare(dm_predictor *p, unsigned at_once, dm_error *err)
+dm_status predictor_prepare(dm_predictor *p, unsigned at_once, dm_error *err)
 {
     if (p->state && at_once == p->at_once)
         return DM_OK;
@@ -242,7 +241,7 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
         status = predictor_tile_create(p, err);
     /* A tile that depends on the volume has no plan yet. */
     if (status == DM_OK && p->plan)
-        status = prepare(p, predictor_on_device(p) ? 1 : p->threads, err);
+        status = predictor_prepare(p, predictor_on_device(p) ? 1 : p->threads, err);
     if (status == DM_OK)
         *predictor = p;
     else
@@ -351,45 +350,67 @@ static dm_status make_prediction(const provenance_facts *facts, predict_result *
     return DM_OK;
 }
 
+dm_status volume_job_make(dm_predictor *p, const dm_volume *pet, const dm_pet_info *info,
+                          const dm_labels *labels, volume_job *v, dm_error *err)
+{
+    const graph *g = &p->model->graph;
+    dm_status status = check_pet(p, pet, labels, err);
+    *v = (volume_job){.factor = NAN};
+    if (status == DM_OK)
+        status = input_factor(p, info, &v->factor, err);
+    if (status == DM_OK)
+        status = grid_map_make(&pet->grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL,
+                               &v->map, err);
+    if (status == DM_OK)
+        status = predictor_tile_for(p, pet, labels, &v->map, &v->window, err);
+    if (status == DM_OK)
+        status = predictor_prepare(p, v->window.at_once, err);
+    if (status == DM_OK)
+        status = tiling_make(v->map.dim, v->window.tile, v->window.overlap, p->options.blend,
+                             &v->tiles, err);
+    if (status == DM_OK)
+        v->job = make_job(p, pet, labels, &v->map, &v->tiles, v->factor);
+    return status;
+}
+
+void volume_job_clear(volume_job *v)
+{
+    tiling_clear(&v->tiles);
+}
+
 dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const dm_pet_info *info,
                            const dm_labels *labels, dm_prediction **prediction, dm_error *err)
 {
-    const graph *g = &predictor->model->graph;
-    predict_result result = {0};
-    tiling tiles = {0};
-    grid_map map;
-    volume_tile window;
-    double factor, start = now();
+    predict_result result = {.seconds_upload = NAN,
+                             .seconds_finish = NAN,
+                             .seconds_resample = NAN,
+                             .seconds_download = NAN,
+                             .seconds_dvh = NAN};
+    volume_job v;
+    double start = now();
 
     *prediction = NULL;
-    dm_status status = check_pet(predictor, pet, labels, err);
-    if (status != DM_OK || (status = input_factor(predictor, info, &factor, err)) != DM_OK)
-        return status;
-    if ((status = grid_map_make(&pet->grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL,
-                                &map, err)) != DM_OK ||
-        (status = predictor_tile_for(predictor, pet, labels, &map, &window, err)) != DM_OK ||
-        (status = prepare(predictor, window.at_once, err)) != DM_OK ||
-        (status = tiling_make(map.dim, window.tile, window.overlap, predictor->options.blend,
-                              &tiles, err)) != DM_OK ||
-        (status = dm_volume_create_like(pet, &result.dose, err)) != DM_OK)
+    dm_status status = volume_job_make(predictor, pet, info, labels, &v, err);
+    if (status == DM_OK)
+        status = dm_volume_create_like(pet, &result.dose, err);
+    if (status != DM_OK)
         goto done;
-    predict_job job = make_job(predictor, pet, labels, &map, &tiles, factor);
     double prepared = now();
-    status = predictor->backend->run(predictor->state, &job, &result, err);
+    status = predictor->backend->run(predictor->state, &v.job, &result, err);
     if (status != DM_OK)
         goto done;
     const provenance_facts facts = {.predictor = predictor,
                                     .pet = pet,
                                     .info = info,
-                                    .pet_factor = factor,
-                                    .map = &map,
-                                    .tiling = &tiles,
+                                    .pet_factor = v.factor,
+                                    .map = &v.map,
+                                    .tiling = &v.tiles,
                                     .result = &result,
-                                    .window = &window,
+                                    .window = &v.window,
                                     .seconds_prepare = prepared - start};
     status = make_prediction(&facts, &result, prediction, err);
 done:
-    tiling_clear(&tiles);
+    volume_job_clear(&v);
     dm_dvh_free(result.dvh);
     dm_volume_free(result.dose);
     return status;

@@ -45,6 +45,15 @@ typedef struct volume_tile {
     double memory_bytes;
 } volume_tile;
 
+/* A volume on its way to the backend. Refers to itself: it stays where it was made. */
+typedef struct volume_job {
+    double factor; /* from stored values to the network's input */
+    grid_map map;
+    volume_tile window;
+    tiling tiles;
+    predict_job job;
+} volume_job;
+
 /* What one prediction was made from and how. */
 typedef struct provenance_facts {
     const dm_predictor *predictor;
@@ -71,6 +80,14 @@ dm_status predictor_tile_for(dm_predictor *p, const dm_volume *pet, const dm_lab
 /* The plan for a tile (x, y, z), kept from the last volume where it is the same. */
 dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err);
 void predictor_drop_plan(dm_predictor *p);
+
+/* The backend for so many windows of the plan at once, kept from the last volume where both are. */
+dm_status predictor_prepare(dm_predictor *p, unsigned at_once, dm_error *err);
+
+/* All checks, the tile, and the backend made ready. Clear it whatever was returned. */
+dm_status volume_job_make(dm_predictor *p, const dm_volume *pet, const dm_pet_info *info,
+                          const dm_labels *labels, volume_job *job, dm_error *err);
+void volume_job_clear(volume_job *job);
 
 /* Does the backend have memory of its own, and work on windows in batches? */
 bool predictor_on_device(const dm_predictor *p);

@@ -312,12 +312,17 @@ static dm_status predict_dose(cpu_run *run, strided sum, predict_result *result,
         status = job_report(job, NETWORK_SHARE, "stitch", err);
     if (status != DM_OK)
         return status;
+    start = job_clock();
     status = stitch_finish(job->tiling, sum, job->output_intensity, job->output_factor,
                            run->state->threads, bad, err);
+    result->seconds_finish = job_clock() - start;
     if (status == DM_ERROR_VALUE)
         return job_not_finite(job, bad, job_transformed_dose, err);
-    if (status == DM_OK && !job->map->exact)
+    if (status == DM_OK && !job->map->exact) {
+        start = job_clock();
         status = resample_back(job, sum.data, result->dose, run->state->threads, err);
+        result->seconds_resample = job_clock() - start;
+    }
     return status;
 }
 
@@ -347,10 +352,12 @@ static dm_status run(void *state, const predict_job *job, predict_result *result
     }
     status = predict_dose(&r, sum, result, err);
     if (status == DM_OK && job->labels) {
+        double begun = job_clock();
         status = job_report(job, 0.99, "dvh", err);
         if (status == DM_OK)
             status =
                 dm_dvh_compute(result->dose, job->labels, &job->dvh_options, &result->dvh, err);
+        result->seconds_dvh = job_clock() - begun;
     }
     if (status == DM_OK)
         status = job_report(job, 1, "done", err);
