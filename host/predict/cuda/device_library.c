@@ -132,7 +132,7 @@ static dm_status try_candidates(device_network *net, const char *name, library_e
         char reason[64] = "";
         dm_status status = library_convolution_create(net->options.plans->library, &entry->spec,
                                                       candidate, &made, err);
-        if (status == DM_OK)
+        if (status == DM_OK && !net->options.dry)
             status = library_check(net, &entry->spec, conv, bias, made, reason, err);
         if (status == DM_OK && !reason[0]) {
             entry->convolution = made;

@@ -8,6 +8,8 @@
 #include "predict/cuda/device_network_parts.h"
 
 #define ALIGNMENT 256
+#define DRY_ARENA ((uintptr_t)1 << 44)
+#define DRY_SCRATCH ((uintptr_t)1 << 45)
 
 void device_network_plan_needs(plan_options *options)
 {
@@ -108,15 +110,24 @@ static dm_status check_plan(const plan *p, dm_error *err)
 
 /* ---- Making ---------------------------------------------------------------------------------- */
 
+/* Of a dry network, an address that means nothing: the parameters' lie elsewhere. */
+static dm_status take_memory(const device_network *net, size_t bytes, uintptr_t dry,
+                             const char *what, unsigned char **taken, dm_error *err)
+{
+    void *memory = (void *)dry;
+    dm_status status = net->options.dry ? DM_OK : device_alloc(&memory, bytes, what, err);
+    *taken = memory;
+    return status;
+}
+
 static dm_status create(device_network *net, dm_error *err)
 {
-    void *memory = NULL;
     dm_status status = check_plan(net->plan, err);
     if (status == DM_OK)
         status = lower(net, err);
     if (status == DM_OK)
-        status = device_alloc(&memory, net->layout.bytes, "the network's activations", err);
-    net->arena = memory;
+        status = take_memory(net, net->layout.bytes, DRY_ARENA, "the network's activations",
+                             &net->arena, err);
     for (size_t i = 0; status == DM_OK && i < net->n_ops; i++) {
         if (net->options.go_on)
             status = net->options.go_on(net->options.context, err);
@@ -127,10 +138,9 @@ static dm_status create(device_network *net, dm_error *err)
     }
     net->options.context = NULL; /* was there for making it only */
     library_free_check(net);
-    if (status == DM_OK) {
-        status = device_alloc(&memory, net->scratch_bytes, "the network's scratch memory", err);
-        net->scratch = memory;
-    }
+    if (status == DM_OK)
+        status = take_memory(net, net->scratch_bytes, DRY_SCRATCH, "the network's scratch memory",
+                             &net->scratch, err);
     return status;
 }
 
@@ -156,7 +166,7 @@ void device_network_free(device_network *net)
 {
     if (!net)
         return;
-    if (cudaStreamSynchronize(net->options.stream) != cudaSuccess)
+    if (!net->options.dry && cudaStreamSynchronize(net->options.stream) != cudaSuccess)
         (void)cudaGetLastError();
     for (size_t i = 0; i < net->n_ops; i++) {
         for (int a = 0; a < 3; a++)
@@ -168,8 +178,10 @@ void device_network_free(device_network *net)
     free(net->ops);
     library_free_check(net);
     device_layout_clear(&net->layout);
-    device_free(net->arena);
-    device_free(net->scratch);
+    if (!net->options.dry) {
+        device_free(net->arena);
+        device_free(net->scratch);
+    }
     free(net);
 }
 

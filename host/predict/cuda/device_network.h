@@ -36,6 +36,8 @@ typedef struct device_network_options {
     const device_kernels *kernels; /* NULL: those that run */
     device_parameters *parameters;
     cudaStream_t stream;
+    bool dry; /* to be looked at, never launched: nothing is allocated, copied or run, and plans of
+                 the library are taken as they come. parameters: dry ones. Needs no device */
     /* Asked before each operation is prepared, if not NULL; any but DM_OK ends it. */
     dm_status (*go_on)(void *context, dm_error *err);
     void *context;

@@ -18,8 +18,13 @@ typedef struct parameter {
     void *device;
 } parameter;
 
+/* Addresses of a dry network: far from each other and from none. */
+#define DRY_BEGIN ((uintptr_t)1 << 40)
+#define DRY_ALIGNMENT 256
+
 struct device_parameters {
     element_type type;
+    uintptr_t dry; /* where the next array would lie; 0: there is a device */
     size_t n, room;
     parameter *list;
 };
@@ -33,11 +38,20 @@ dm_status device_parameters_create(element_type type, device_parameters **create
     return DM_OK;
 }
 
+dm_status device_parameters_create_dry(element_type type, device_parameters **created,
+                                       dm_error *err)
+{
+    dm_status status = device_parameters_create(type, created, err);
+    if (status == DM_OK)
+        (*created)->dry = DRY_BEGIN;
+    return status;
+}
+
 void device_parameters_free(device_parameters *p)
 {
     if (!p)
         return;
-    for (size_t i = 0; i < p->n; i++)
+    for (size_t i = 0; i < p->n && !p->dry; i++)
         device_free(p->list[i].device);
     free(p->list);
     free(p);
@@ -101,6 +115,16 @@ static bool fits_type(const void *converted, size_t n, element_type type)
     return fits;
 }
 
+static dm_status upload(device_parameters *p, const void *converted, size_t bytes, void **device,
+                        dm_error *err)
+{
+    if (!p->dry)
+        return device_upload(converted, bytes, "copying weights", device, err);
+    *device = (void *)p->dry;
+    p->dry += (bytes + DRY_ALIGNMENT - 1) / DRY_ALIGNMENT * DRY_ALIGNMENT;
+    return DM_OK;
+}
+
 /* values: n of them in the device's order; NULL if memory was short. */
 static dm_status keep(device_parameters *p, const float *host, parameter_form form, size_t n,
                       const float *values, const void **device, dm_error *err)
@@ -119,8 +143,7 @@ static dm_status keep(device_parameters *p, const float *host, parameter_form fo
         return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use --precision bf16 or float32",
                          "some weights are too large for fp16");
     }
-    dm_status status =
-        device_upload(converted, n * element_size(type), "copying weights", &made->device, err);
+    dm_status status = upload(p, converted, n * element_size(type), &made->device, err);
     free(converted);
     if (status == DM_OK) {
         *device = made->device;

@@ -14,6 +14,9 @@ typedef struct device_parameters device_parameters;
 /* type: of the weights; bias and per-channel parameters are float32. */
 dm_status device_parameters_create(element_type type, device_parameters **parameters,
                                    dm_error *err);
+/* For a dry network: no device is touched, arrays get addresses that mean nothing. */
+dm_status device_parameters_create_dry(element_type type, device_parameters **parameters,
+                                       dm_error *err);
 void device_parameters_free(device_parameters *parameters);
 /* On the device now. */
 size_t device_parameters_bytes(const device_parameters *parameters);

@@ -46,7 +46,7 @@ static dm_status prepare_maps(device_network *net, device_op *op, dm_error *err)
     const plan_tensor *in = &net->plan->tensors[op->step->in];
     const plan_tensor *out = &net->plan->tensors[op->step->out];
     dm_status status = DM_OK;
-    for (int a = 0; a < 3 && status == DM_OK; a++) {
+    for (int a = 0; a < 3 && status == DM_OK && !net->options.dry; a++) {
         step_axis axis;
         void *data = NULL;
         status = step_axis_create(op->step, a, in->dim[a], out->dim[a], &axis, err);

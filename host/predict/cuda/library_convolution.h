@@ -116,6 +116,9 @@ dm_status library_convolution_create(convolution_library *library,
                                      library_convolution **convolution, dm_error *err);
 void library_convolution_free(library_convolution *convolution); /* NULL is fine */
 
+/* What it was made for. */
+const library_convolution_spec *library_convolution_spec_of(const library_convolution *convolution);
+
 /* Bytes; 0 for none. */
 size_t library_convolution_workspace(const library_convolution *convolution);
 

@@ -426,6 +426,11 @@ void library_convolution_free(library_convolution *convolution)
     free(convolution);
 }
 
+const library_convolution_spec *library_convolution_spec_of(const library_convolution *convolution)
+{
+    return &convolution->spec;
+}
+
 size_t library_convolution_workspace(const library_convolution *convolution)
 {
     return convolution->workspace;
