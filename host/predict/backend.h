@@ -81,7 +81,9 @@ typedef struct backend {
 extern const backend cpu_backend;
 
 /* device: as in dm_predict_options; NULL is auto: a CUDA device if one can be used, else the CPU.
+ * convolutions: DM_CONVOLUTIONS_OWN does without the vendor's library.
  * Errors: DEVICE if this build or machine has none such, VALUE if the name is none. */
-dm_status backend_select(const char *device, const backend **chosen, dm_error *err);
+dm_status backend_select(const char *device, dm_convolutions convolutions, const backend **chosen,
+                         dm_error *err);
 
 #endif

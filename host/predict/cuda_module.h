@@ -34,6 +34,7 @@ typedef struct cuda_facts {
     size_t memory, free_memory;
     int driver, runtime; /* 13000 is 13.0 */
     char cudnn[32];
+    bool lacks_library; /* and nothing else: kernels of ours alone can be used */
 } cuda_facts;
 
 typedef struct cuda_module {

@@ -234,7 +234,7 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
     p->model = model;
     status = copy_options(p, options, err);
     if (status == DM_OK)
-        status = backend_select(p->device, &p->backend, err);
+        status = backend_select(p->device, options->convolutions, &p->backend, err);
     if (status == DM_OK)
         status = choose_precision(p, err);
     if (status == DM_OK)

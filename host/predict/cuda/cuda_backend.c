@@ -46,6 +46,16 @@ static dm_status explain_count(cudaError_t code, const cuda_facts *facts, dm_err
     return device_check(code, "looking for devices", err);
 }
 
+/* Where the library cannot be used, there is a way without. */
+static dm_status offer_own(dm_status status, dm_error *err)
+{
+    size_t used = err ? strlen(err->remedy) : 0;
+    if (status == DM_ERROR_DEVICE && err)
+        snprintf(err->remedy + used, sizeof err->remedy - used, "%suse --convolutions own%s",
+                 used ? ", or " : "", used ? ", which does without" : "");
+    return status;
+}
+
 static dm_status probe(int device, cuda_facts *facts, dm_error *err)
 {
     struct cudaDeviceProp properties;
@@ -68,14 +78,17 @@ static dm_status probe(int device, cuda_facts *facts, dm_error *err)
     facts->capability[0] = properties.major;
     facts->capability[1] = properties.minor;
     facts->memory = properties.totalGlobalMem;
-    dm_status status = convolution_library_probe(facts->cudnn, err);
-    if (properties.major < CAPABILITY_MAJOR)
+    if (properties.major < CAPABILITY_MAJOR) {
+        (void)convolution_library_probe(facts->cudnn, NULL);
         return error_set(err, DM_ERROR_DEVICE, NULL,
                          "use --device cpu, or a device of compute capability 8.0 or higher "
                          "(Ampere, 2020, or newer)",
                          "%s has compute capability %d.%d, needed is at least %d.0",
                          properties.name, properties.major, properties.minor, CAPABILITY_MAJOR);
-    return status;
+    }
+    dm_status status = convolution_library_probe(facts->cudnn, err);
+    facts->lacks_library = status != DM_OK;
+    return offer_own(status, err);
 }
 
 static dm_status free_memory(const char *device, size_t *bytes, dm_error *err)
@@ -137,13 +150,21 @@ static dm_status open_device(cuda_state *s, dm_error *err)
     return DM_OK;
 }
 
+static dm_status open_library(cuda_state *s, dm_error *err)
+{
+    dm_status status = offer_own(convolution_library_open(&s->library, err), err);
+    return status == DM_OK ? library_plans_create(s->library, &s->plans, err) : status;
+}
+
 static void note_description(cuda_state *s)
 {
-    const char *rejected = library_plans_rejections(s->plans);
-    const char *joined = !s->network ? "" : s->network_compiled ? ", joined" : ", not joined";
+    const char *rejected = s->plans ? library_plans_rejections(s->plans) : "";
+    const char *joined = !s->network || !s->plans ? ""
+                         : s->network_compiled    ? ", joined"
+                                                  : ", not joined";
     snprintf(s->description, sizeof s->description, "%s; %s%s%s%s", s->device_name,
-             convolution_library_name(s->library), joined, *rejected ? "; not used: " : "",
-             rejected);
+             s->library ? convolution_library_name(s->library) : "own convolutions", joined,
+             *rejected ? "; not used: " : "", rejected);
 }
 
 static dm_status create(const plan *steps, const backend_options *options, void **state,
@@ -158,12 +179,11 @@ static dm_status create(const plan *steps, const backend_options *options, void 
     s->device = number < 0 ? 0 : number;
     s->batch = options->batch;
     s->memory_limit = options->memory;
+    s->convolutions = options->convolutions;
     s->tf32 = options->precision == DM_PRECISION_TF32;
     dm_status status = open_device(s, err);
-    if (status == DM_OK)
-        status = convolution_library_open(&s->library, err);
-    if (status == DM_OK)
-        status = library_plans_create(s->library, &s->plans, err);
+    if (status == DM_OK && s->convolutions != DM_CONVOLUTIONS_OWN)
+        status = open_library(s, err);
     if (status == DM_OK)
         status = device_parameters_create(steps->options.type, &s->parameters, err);
     if (status == DM_OK) {
@@ -193,6 +213,7 @@ dm_status cuda_state_network(cuda_state *s, const predict_job *job, unsigned bat
                                             .compile = compile,
                                             .cache_bytes = s->cache_bytes,
                                             .plans = s->plans,
+                                            .convolutions = s->convolutions,
                                             .parameters = s->parameters,
                                             .stream = s->stream,
                                             .go_on = report_preparing,

@@ -12,9 +12,10 @@ typedef struct cuda_state {
     unsigned batch;      /* that was asked for; 0 for none */
     size_t memory_limit; /* 0 for none */
     bool tf32;
+    dm_convolutions convolutions;
     size_t cache_bytes;
     cudaStream_t stream;
-    convolution_library *library;
+    convolution_library *library; /* NULL for DM_CONVOLUTIONS_OWN, as the plans */
     library_plans *plans;
     device_parameters *parameters;
     device_network *network; /* of the last job, kept for the next one */

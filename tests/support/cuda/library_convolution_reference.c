@@ -50,7 +50,7 @@ struct library_convolution {
 static struct {
     reference_fault fault;
     unsigned candidates;
-    bool unjoined;
+    bool unjoined, absent;
 } settings;
 static atomic_uint plans_made, runs_enqueued;
 
@@ -88,6 +88,8 @@ static void read_environment(void)
         bool known = strncmp(list, "unjoined", 8) == 0;
         if (known)
             reference_convolution_set_joins(false);
+        if (!known && strncmp(list, "absent", 6) == 0)
+            known = settings.absent = true;
         for (int f = REFERENCE_WRONG; f <= REFERENCE_NO_PLAN && !known; f++) {
             known = strncmp(list, words[f], strlen(words[f])) == 0;
             if (known)
@@ -332,16 +334,27 @@ static void run_now(void *argument)
 
 /* ---- library_convolution.h ------------------------------------------------------------------ */
 
+static dm_status look_for_it(dm_error *err)
+{
+    read_environment();
+    return settings.absent ? error_set(err, DM_ERROR_DEVICE, NULL, "install it",
+                                       "the reference convolution is not found")
+                           : DM_OK;
+}
+
 dm_status convolution_library_probe(char version[32], dm_error *err)
 {
-    (void)err;
-    snprintf(version, 32, "reference");
-    return DM_OK;
+    dm_status status = look_for_it(err);
+    snprintf(version, 32, "%s", status == DM_OK ? "reference" : "");
+    return status;
 }
 
 dm_status convolution_library_open(convolution_library **library, dm_error *err)
 {
-    read_environment();
+    *library = NULL;
+    dm_status status = look_for_it(err);
+    if (status != DM_OK)
+        return status;
     *library = calloc(1, sizeof **library);
     if (!*library)
         return error_memory(err, sizeof **library, "the reference convolution");

@@ -30,9 +30,9 @@ void reference_convolution_set_fault(reference_fault fault, unsigned candidates)
 void reference_convolution_set_joins(bool joins);
 
 /* The same for a program: $DOSEMAP_REFERENCE_CONVOLUTION, read when the library is opened, a list
- * such as "unjoined,wrong=1": unjoined; one of wrong, stale, sample, border, tap,
- * nan, fails, none with a number of candidates. Without the variable, the settings stay as they are.
- */
+ * such as "unjoined,wrong=1": unjoined; absent (the library is not installed); one of wrong, stale,
+ * sample, border, tap, nan, fails, none with a number of candidates. Without the variable, the
+ * settings stay as they are. */
 
 /* How many plans were made and runs enqueued since the process began. */
 unsigned reference_convolution_plans(void);
