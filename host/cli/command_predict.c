@@ -38,6 +38,7 @@ static const option_spec predict_options[] = {
     {"device", 0, OPTION_STRING, FIELD(device), "auto|cpu|cuda[:N]", "where to run (default auto)", 0, 0, NULL},
     {"threads", 0, OPTION_COUNT, FIELD(threads), "N", "CPU threads (default: OMP_NUM_THREADS, then all cores)", 1, 4096, NULL},
     {"batch", 0, OPTION_COUNT, FIELD(batch), "N", "windows per call of the network (default: chosen)", 1, 1024, NULL},
+    {"convolutions", 0, OPTION_CHOICE, FIELD(convolutions), "auto|library|own", "who computes them on a CUDA device: auto: what 'dosemap bench --tune' found fastest, else as library; library: cuDNN first; own: kernels of dosemap only, without cuDNN (default auto)", 0, 0, NULL},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "print one JSON object per PET on standard output", 0, 0, "Messages"},
     {"quiet", 'q', OPTION_FLAG, FIELD(quiet), NULL, "no progress bar and no summary; errors only", 0, 0, NULL},
     {0}};
@@ -111,6 +112,7 @@ static int fill_options(const predict_args *args, double *vx, dm_predict_options
     options->device = args->device;
     options->threads = args->threads;
     options->batch = args->batch;
+    options->convolutions = (dm_convolutions)args->convolutions; /* in the order of the choices */
     options->activity_gbq = args->activity_gbq;
     options->nan_to_zero = args->nan_to_zero;
     if (args->skip_air && strcmp(args->skip_air, "off") == 0)

@@ -18,7 +18,7 @@ typedef struct predict_args {
     pet_args pet;
     double activity_gbq, overlap;
     unsigned threads, batch;
-    int blend;
+    int blend, convolutions;
     bool resample_labels, force_tile, nan_to_zero, resume, json, quiet;
 } predict_args;
 

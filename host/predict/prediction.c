@@ -40,6 +40,20 @@ const char *dm_prediction_provenance_json(const dm_prediction *prediction)
 
 /* ---- Provenance ----------------------------------------------------------------------------- */
 
+static const char *convolutions_name(dm_convolutions convolutions)
+{
+    static const char *const names[] = {"auto", "library", "own"};
+    return (unsigned)convolutions < 3 ? names[convolutions] : "unknown";
+}
+
+/* Where the choice of convolutions came from; null without one. */
+static json_t *tuning_facts(const predict_result *r)
+{
+    return r->tuning_file ? json_pack("{s:o, s:s}", "File", json_string_or_null(r->tuning_file),
+                                      "XXH64", r->tuning_xxh64)
+                          : json_null();
+}
+
 /* JSON has no NaN and no infinity: null. */
 static json_t *number(double value)
 {
@@ -97,16 +111,17 @@ static json_t *model_facts(const dm_model *model)
 static json_t *option_facts(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
-    return json_pack("{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:I, s:I, s:o}", "Tile",
-                     counts(f->tiling->tile), "TrainingPatch", counts(p->model->graph.patch),
-                     "TileChosen", (int)(p->options.tile[0] == DM_TILE_AUTO), "ForceTile",
-                     (int)p->options.force_tile, "Overlap", f->window->overlap, "Blend",
-                     p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
-                     isfinite(p->skip_air) ? number(p->skip_air) : json_string("off"), "Precision",
-                     precision_name(p->precision), "Batch", (json_int_t)f->result->batch,
-                     "MemoryNeeded", (json_int_t)f->window->memory_bytes, "MemoryLimit",
-                     isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit)
-                                               : json_null());
+    return json_pack(
+        "{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:s, s:I, s:I, s:o}", "Tile",
+        counts(f->tiling->tile), "TrainingPatch", counts(p->model->graph.patch), "TileChosen",
+        (int)(p->options.tile[0] == DM_TILE_AUTO), "ForceTile", (int)p->options.force_tile,
+        "Overlap", f->window->overlap, "Blend",
+        p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
+        isfinite(p->skip_air) ? number(p->skip_air) : json_string("off"), "Precision",
+        precision_name(p->precision), "Convolutions", convolutions_name(p->options.convolutions),
+        "Batch", (json_int_t)f->result->batch, "MemoryNeeded", (json_int_t)f->window->memory_bytes,
+        "MemoryLimit",
+        isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit) : json_null());
 }
 
 static json_t *grid_facts(const provenance_facts *f)
@@ -135,15 +150,15 @@ json_t *provenance_make(const provenance_facts *f)
     const predict_result *r = f->result;
     bool per_activity = isnan(p->options.activity_gbq);
     json_t *root = json_pack(
-        "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:I, s:{s:I, s:I}, "
-        "s:o}",
+        "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:I, s:{s:I, "
+        "s:I}, s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
         "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
         number(p->options.activity_gbq), "PET", pet_facts(f), "Model", model_facts(p->model),
         "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend", p->backend->name,
-        "Device", p->backend->description(p->state), "Threads", (json_int_t)p->threads, "Windows",
-        "Run", (json_int_t)r->windows_run, "Skipped", (json_int_t)r->windows_skipped, "Seconds",
-        second_facts(f));
+        "Device", p->backend->description(p->state), "Tuning", tuning_facts(r), "Threads",
+        (json_int_t)p->threads, "Windows", "Run", (json_int_t)r->windows_run, "Skipped",
+        (json_int_t)r->windows_skipped, "Seconds", second_facts(f));
     if (volume_had_extensions(f->pet))
         json_put(&root, "HeaderExtensions", json_string("not copied"));
     return root;
