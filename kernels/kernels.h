@@ -138,6 +138,17 @@ cudaError_t kernel_convolution_tensor_core(const device_convolution *convolution
                                            unsigned samples, const device_epilogue *epilogue,
                                            cudaStream_t stream);
 
+/* The same for 3x3x3, stride and dilation 1, at high resolutions (convolution_halo.cu): a block
+ * fetches its box of the input once. bf16 or fp16; channels and alignment as above. */
+bool convolution_halo_takes(const device_convolution *convolution, const device_tensor *in,
+                            const device_tensor *out);
+/* At least half of what it computes is part of a result of that size; for a choice without timing.
+ */
+bool convolution_halo_pays(const device_tensor *out);
+cudaError_t kernel_convolution_halo(const device_convolution *convolution, const device_tensor *in,
+                                    const device_tensor *out, unsigned samples,
+                                    const device_epilogue *epilogue, cudaStream_t stream);
+
 /* First layer: at most 4 input channels, one group, not transposed (convolution_first.cu). */
 bool convolution_first_takes(const device_convolution *convolution, const device_tensor *in,
                              const device_tensor *out);

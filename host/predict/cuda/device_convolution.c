@@ -197,9 +197,10 @@ static cudaError_t run_own(const device_network *net, const device_op *op, const
     cudaError_t code =
         c->way == WAY_FIRST
             ? net->kernels->convolution_first(&c->conv, in, &target, samples, &epilogue, stream)
-        : c->way == WAY_TENSOR_CORE
-            ? net->kernels->convolution_tensor_core(&c->conv, in, &target, samples, &epilogue,
-                                                    stream)
+        : c->way == WAY_TENSOR_CORE ? net->kernels->convolution_tensor_core(
+                                          &c->conv, in, &target, samples, &epilogue, stream)
+        : c->way == WAY_HALO
+            ? net->kernels->convolution_halo(&c->conv, in, &target, samples, &epilogue, stream)
             : net->kernels->convolution(&c->conv, in, &target, samples, &epilogue, stream);
     if (code == cudaSuccess && links && n < op->n_links)
         code = finish_chain(net, op, target, out, NULL, n, first, samples);

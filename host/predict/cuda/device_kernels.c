@@ -18,6 +18,7 @@ const device_kernels device_kernels_run = {.zero = zero,
                                            .convolution_first = kernel_convolution_first,
                                            .convolution_tensor_core =
                                                kernel_convolution_tensor_core,
+                                           .convolution_halo = kernel_convolution_halo,
                                            .unfold = kernel_unfold,
                                            .attention_gate = kernel_attention_gate,
                                            .library = library_convolution_run};

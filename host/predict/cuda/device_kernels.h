@@ -44,6 +44,9 @@ typedef struct device_kernels {
                                            const device_tensor *in, const device_tensor *out,
                                            unsigned samples, const device_epilogue *epilogue,
                                            cudaStream_t stream);
+    cudaError_t (*convolution_halo)(const device_convolution *convolution, const device_tensor *in,
+                                    const device_tensor *out, unsigned samples,
+                                    const device_epilogue *epilogue, cudaStream_t stream);
     cudaError_t (*unfold)(const int kernel[3], const device_tensor *blocks,
                           const device_tensor *out, unsigned samples,
                           const device_epilogue *epilogue, cudaStream_t stream);

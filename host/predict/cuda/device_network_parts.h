@@ -7,7 +7,13 @@
 #include "predict/cuda/device_network.h"
 
 /* Who computes a convolution. */
-typedef enum convolution_way { WAY_ANY, WAY_FIRST, WAY_TENSOR_CORE, WAY_LIBRARY } convolution_way;
+typedef enum convolution_way {
+    WAY_ANY,
+    WAY_FIRST,
+    WAY_TENSOR_CORE,
+    WAY_HALO,
+    WAY_LIBRARY
+} convolution_way;
 
 /* Offsets into the scratch memory that all operations share. */
 typedef struct convolution_choice {
