@@ -5,6 +5,8 @@
  * Every piece computes the same values; vendors' convolutions may round differently for other
  * batches.
  */
+#include <math.h>
+
 #include "base/error.h"
 #include "predict/cuda/cuda_run_parts.h"
 #include "predict/cuda/device_check.h"
@@ -35,19 +37,21 @@ static bool make_smaller(pieces *p)
 static dm_status run_slabs(device_job *d, dm_error *err)
 {
     size_t done = 0, high = 0, rows = d->job->tiling->n[2];
-    double start = job_clock();
     dm_status status = job_report(d->job, 0, "network", err);
     for (size_t row = 0; row < rows && status == DM_OK; row += d->rows) {
         slab part = device_job_slab(d, row);
+        double start = job_clock();
         status = device_job_upload(d, &part, err);
+        if (status == DM_OK)
+            status = device_job_lap(d, &start, &d->result->seconds_upload, err);
         if (status == DM_OK)
             status = device_job_begin_sum(d, &part, done, high, err);
         if (status == DM_OK)
             status = device_job_windows(d, &part, err);
-        if (status == DM_OK && row + d->rows >= rows) {
-            d->result->seconds_network = job_clock() - start;
+        if (status == DM_OK)
+            status = device_job_lap(d, &start, &d->result->seconds_network, err);
+        if (status == DM_OK && row + d->rows >= rows)
             status = job_report(d->job, NETWORK_SHARE, "stitch", err);
-        }
         if (status == DM_OK)
             status = device_job_finish(d, &part, done, err);
         done = part.final;
@@ -65,6 +69,9 @@ static dm_status attempt(cuda_state *s, const predict_job *job, const pieces *p,
     d.whole = p->rows >= job->tiling->n[2];
     result->windows_run = result->windows_skipped = 0;
     result->batch = p->batch;
+    result->seconds_upload = result->seconds_network = result->seconds_finish = 0;
+    result->seconds_resample = job->map->exact ? NAN : 0;
+    result->seconds_download = 0;
     dm_status status = device_job_prepare(&d, err);
     if (status == DM_OK)
         status = run_slabs(&d, err);

@@ -54,6 +54,16 @@ static volume_box model_range(const device_job *d, size_t first, size_t end)
         .dim = {dim[0], dim[1], dim[2]}, .axis = 2, .first = first, .count = end - first};
 }
 
+dm_status device_job_lap(const device_job *d, double *since, double *stage, dm_error *err)
+{
+    dm_status status =
+        device_check(cudaStreamSynchronize(d->state->stream), "waiting for the device", err);
+    double now = job_clock();
+    *stage += now - *since;
+    *since = now;
+    return status;
+}
+
 /* ---- Before the windows --------------------------------------------------------------------- */
 
 dm_status device_job_upload(device_job *d, const slab *part, dm_error *err)
@@ -148,6 +158,7 @@ dm_status device_job_finish(device_job *d, const slab *part, size_t done, dm_err
     const predict_job *job = d->job;
     cudaStream_t stream = d->state->stream;
     device_volume finished = d->sum;
+    double start = job_clock();
     finished.dim[2] = part->final - done;
     nvtxRangePushA("finish");
     cudaError_t code = kernel_finish(&d->tiling, &finished, job->output_intensity,
@@ -160,8 +171,12 @@ dm_status device_job_finish(device_job *d, const slab *part, size_t done, dm_err
     dm_status status = device_check(code, "dividing the sums of windows", err);
     if (status == DM_OK)
         status = device_job_fault(d, d->faults, err);
-    if (status == DM_OK && !d->whole)
+    if (status == DM_OK)
+        status = device_job_lap(d, &start, &d->result->seconds_finish, err);
+    if (status == DM_OK && !d->whole) {
         status = take_planes(d, done, part->final, err);
+        d->result->seconds_download += job_clock() - start;
+    }
     nvtxRangePop();
     return status;
 }
@@ -228,13 +243,18 @@ static dm_status resample_whole(device_job *d, dm_error *err)
 dm_status device_job_dose(device_job *d, dm_error *err)
 {
     dm_status status = DM_OK;
+    double start = job_clock();
     nvtxRangePushA("dose");
-    if (!d->job->map->exact)
+    if (!d->job->map->exact) {
         status = d->whole ? resample_whole(d, err) : resample_in_parts(d, err);
+        if (status == DM_OK)
+            status = device_job_lap(d, &start, &d->result->seconds_resample, err);
+    }
     if (status == DM_OK && d->whole) {
         volume_box all = stored_range(d, 0, d->job->pet->grid.dim[d->pet_axis]);
         status = device_transfer_down(&d->transfer, d->d_dose, &all, d->result->dose->data,
                                       "copying the dose from the device", err);
+        d->result->seconds_download += job_clock() - start;
     }
     nvtxRangePop();
     return status;
@@ -245,6 +265,7 @@ dm_status device_job_histograms(device_job *d, dm_error *err)
 {
     const predict_job *job = d->job;
     predict_result *result = d->result;
+    double start = job_clock();
     dm_status status = job_report(job, 0.99, "dvh", err);
     dm_error ignored = {0};
     if (status != DM_OK)
@@ -259,6 +280,7 @@ dm_status device_job_histograms(device_job *d, dm_error *err)
     else if (status != DM_OK && err)
         *err = ignored;
     device_add_remedy(status, err);
+    result->seconds_dvh = job_clock() - start;
     nvtxRangePop();
     return status;
 }

@@ -64,6 +64,10 @@ dm_status device_job_prepare(device_job *d, dm_error *err);
 void device_job_clear(device_job *d);
 slab device_job_slab(const device_job *d, size_t row);
 
+/* cuda_run_dose.c: the seconds since *since to a stage of the result, when all that was enqueued is
+ * done. */
+dm_status device_job_lap(const device_job *d, double *since, double *stage, dm_error *err);
+
 /* cuda_run_windows.c: the windows of a slab, added to d->sum. */
 dm_status device_job_windows(device_job *d, const slab *part, dm_error *err);
 /* Fault number `which` of the words that lie in `faults`. */

@@ -248,6 +248,7 @@ static dm_status check_limit(const device_job *d, dm_error *err)
     char used[SIZE_TEXT], limit[SIZE_TEXT];
     size_t bytes = d->bytes + device_network_bytes(d->state->network) +
                    device_parameters_bytes(d->state->parameters);
+    d->result->device_bytes = bytes;
     if (d->state->memory_limit == 0 || bytes <= d->state->memory_limit)
         return DM_OK;
     return error_set(err, DM_ERROR_MEMORY, NULL, "raise --memory, or use a smaller --tile",
