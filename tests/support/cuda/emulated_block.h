@@ -28,6 +28,8 @@ uint64_t wait_warp(warp_operation operation, unsigned mask, uint64_t value, unsi
 void note_collective(uint64_t what);
 
 unsigned lane();
+/* Is this thread running a kernel? */
+bool is_kernel();
 [[noreturn]] void fail(const char *message);
 
 typedef void (*call_function)(const void *kernel, const void *arguments);

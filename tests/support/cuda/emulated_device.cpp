@@ -23,12 +23,10 @@ namespace emulation
 namespace
 {
 __thread cudaError_t last_error;
-uint64_t failing_call;
-cudaError_t planted_error;
-int capability_major = 9, capability_minor = 0;
-std::map<const void *, size_t> &shared_allowed()
+// By device and kernel: what a kernel is allowed on one device says nothing of another.
+std::map<std::pair<int, const void *>, size_t> &shared_allowed()
 {
-    static std::map<const void *, size_t> allowed;
+    static std::map<std::pair<int, const void *>, size_t> allowed;
     return allowed;
 }
 
@@ -101,20 +99,6 @@ void die(const char *format, ...)
     abort();
 }
 
-emulation_counts &counts()
-{
-    static emulation_counts all;
-    return all;
-}
-
-cudaError_t enter_call()
-{
-    counts().calls++;
-    if (failing_call && --failing_call == 0)
-        return planted_error;
-    return cudaSuccess;
-}
-
 cudaError_t keep(cudaError_t error)
 {
     if (error != cudaSuccess && error != cudaErrorNotReady)
@@ -131,7 +115,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t *config, const void *kernel)
         return cudaErrorInvalidConfiguration;
     if (!b.x || !b.y || !b.z || b.x > 1024 || b.y > 1024 || b.z > 64 || b.x * b.y * b.z > 1024)
         return cudaErrorInvalidConfiguration;
-    const auto allowed = shared_allowed().find(kernel);
+    const auto allowed = shared_allowed().find({current_device(), kernel});
     const size_t most = allowed == shared_allowed().end() ? SHARED_WITHOUT_ASKING : allowed->second;
     return config->dynamicSmemBytes > most ? cudaErrorInvalidValue : cudaSuccess;
 }
@@ -139,43 +123,10 @@ cudaError_t check_launch(const cudaLaunchConfig_t *config, const void *kernel)
 
 using namespace emulation;
 
-extern "C" void emulation_fail_call(uint64_t n, cudaError_t error)
-{
-    runtime_guard guard(runtime_lock());
-    failing_call = n;
-    planted_error = error;
-}
-
-extern "C" void emulation_set_compute_capability(int major, int minor)
-{
-    capability_major = major;
-    capability_minor = minor;
-}
-
-extern "C" emulation_counts emulation_counters(void)
-{
-    runtime_guard guard(runtime_lock());
-    return counts();
-}
-
-extern "C" void emulation_reset_counters(void)
-{
-    runtime_guard guard(runtime_lock());
-    const emulation_counts old = counts();
-    emulation_counts &c = counts();
-    c = {};
-    c.device_bytes = c.device_bytes_peak = old.device_bytes;
-    c.live_device = old.live_device;
-    c.live_host = old.live_host;
-    c.live_streams = old.live_streams;
-    c.live_events = old.live_events;
-    c.live_graphs = old.live_graphs;
-}
-
 extern "C" size_t emulation_list_leaks(void)
 {
     runtime_guard guard(runtime_lock());
-    const emulation_counts &c = counts();
+    const emulation_counts c = emulation_counters();
     if (c.live_streams + c.live_events + c.live_graphs)
         fprintf(stderr, "emulated CUDA: not destroyed: %zu streams, %zu events, %zu graphs\n",
                 c.live_streams, c.live_events, c.live_graphs);
@@ -218,56 +169,21 @@ cudaError_t cudaPeekAtLastError(void)
     return last_error;
 }
 
-static cudaError_t answer(int *to, int value)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    if (error == cudaSuccess && !to)
-        error = cudaErrorInvalidValue;
-    if (error == cudaSuccess)
-        *to = value;
-    return keep(error);
-}
-
-cudaError_t cudaDriverGetVersion(int *version)
-{
-    return answer(version, CUDART_VERSION);
-}
-
-cudaError_t cudaRuntimeGetVersion(int *version)
-{
-    return answer(version, CUDART_VERSION);
-}
-
-cudaError_t cudaGetDeviceCount(int *count)
-{
-    return answer(count, 1);
-}
-
-cudaError_t cudaGetDevice(int *device)
-{
-    return answer(device, 0);
-}
-
-cudaError_t cudaSetDevice(int device)
-{
-    runtime_guard guard(runtime_lock());
-    cudaError_t error = enter_call();
-    return keep(error == cudaSuccess && device != 0 ? cudaErrorInvalidDevice : error);
-}
-
 // A card of the H100's size.
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
 {
-    size_t free_bytes, total;
-    cudaError_t error = cudaMemGetInfo(&free_bytes, &total);
-    if (error == cudaSuccess && (!prop || device != 0))
-        error = prop ? cudaErrorInvalidDevice : cudaErrorInvalidValue;
+    runtime_guard guard(runtime_lock());
+    cudaError_t error = enter_call();
+    if (error == cudaSuccess && !prop)
+        error = cudaErrorInvalidValue;
+    if (error == cudaSuccess && (device < 0 || device >= devices()))
+        error = cudaErrorInvalidDevice;
     if (error != cudaSuccess)
         return keep(error);
     *prop = {};
     snprintf(prop->name, sizeof prop->name, "emulated device");
-    prop->totalGlobalMem = total;
+    prop->totalGlobalMem = device_memory_limit(device);
+    prop->pciBusID = device + 1;
     prop->sharedMemPerBlock = SHARED_WITHOUT_ASKING;
     prop->sharedMemPerBlockOptin = SHARED_MOST;
     prop->sharedMemPerMultiprocessor = SHARED_MOST + 1024;
@@ -280,8 +196,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
     prop->maxGridSize[0] = 0x7fffffff;
     prop->maxGridSize[1] = prop->maxGridSize[2] = 65535;
     prop->totalConstMem = 65536;
-    prop->major = capability_major;
-    prop->minor = capability_minor;
+    device_capability(device, &prop->major, &prop->minor);
     prop->multiProcessorCount = 132;
     prop->canMapHostMemory = prop->concurrentKernels = prop->unifiedAddressing = 1;
     prop->asyncEngineCount = 3;
@@ -358,7 +273,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
     if (error == cudaSuccess && attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
         if (value < 0 || (size_t)value > SHARED_MOST)
             return keep(cudaErrorInvalidValue);
-        shared_allowed()[kernel] = (size_t)value;
+        shared_allowed()[{current_device(), kernel}] = (size_t)value;
     }
     return keep(error);
 }
@@ -371,7 +286,13 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
         return keep(cudaErrorInvalidValue);
     const int threads = (block_size + 31) / 32 * 32;
     const int by_shared = (int)((SHARED_MOST + 1024) / (shared_bytes + 1024));
-    return answer(blocks, std::min(32, std::min(2048 / threads, by_shared)));
+    runtime_guard guard(runtime_lock());
+    cudaError_t error = enter_call();
+    if (error == cudaSuccess && !blocks)
+        error = cudaErrorInvalidValue;
+    if (error == cudaSuccess)
+        *blocks = std::min(32, std::min(2048 / threads, by_shared));
+    return keep(error);
 }
 
 // ------------------------------------------------------------------------------------- ranges

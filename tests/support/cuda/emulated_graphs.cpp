@@ -9,9 +9,11 @@ using namespace emulation;
 
 struct CUgraph_st {
     std::vector<task> tasks;
+    int device;
 };
 struct CUgraphExec_st {
     std::shared_ptr<std::vector<task>> tasks;
+    int device;
 };
 
 static std::set<const void *> graphs, graph_execs;
@@ -25,7 +27,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mo
         error = cudaErrorInvalidResourceHandle;
     if (error == cudaSuccess && (unsigned)mode > cudaStreamCaptureModeRelaxed)
         error = cudaErrorInvalidValue;
-    if (error == cudaSuccess && s == legacy_stream())
+    if (error == cudaSuccess && s == legacy_stream(s->device))
         error = cudaErrorStreamCaptureUnsupported;
     if (error == cudaSuccess && s->capturing)
         error = cudaErrorIllegalState;
@@ -61,9 +63,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t *graph)
     end_capture(c);
     if (error != cudaSuccess)
         return keep(error);
-    *graph = new CUgraph_st{std::move(c->tasks)};
+    *graph = new CUgraph_st{std::move(c->tasks), s->device};
     graphs.insert(*graph);
-    counts().live_graphs++;
+    counts(0).live_graphs++;
     return cudaSuccess;
 }
 
@@ -89,9 +91,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
         error = cudaErrorInvalidValue;
     if (error != cudaSuccess)
         return keep(error);
-    *exec = new CUgraphExec_st{std::make_shared<std::vector<task>>(graph->tasks)};
+    *exec = new CUgraphExec_st{std::make_shared<std::vector<task>>(graph->tasks), graph->device};
     graph_execs.insert(*exec);
-    counts().live_graphs++;
+    counts(0).live_graphs++;
     return cudaSuccess;
 }
 
@@ -104,10 +106,14 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle)
     if (error != cudaSuccess)
         return keep(error);
     const std::shared_ptr<std::vector<task>> tasks = exec->tasks;
-    return keep(enqueue(handle, [tasks] {
+    const int device = exec->device;
+    if (device_of(handle) != device)
+        die("a graph of device %d was launched on a stream of device %d", device,
+            device_of(handle));
+    return keep(enqueue(handle, [tasks, device] {
         for (const task &each : *tasks)
             each();
-        counts().graph_launches++;
+        counts(device).graph_launches++;
     }));
 }
 
@@ -117,7 +123,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
     if (!graphs.erase(graph))
         return keep(cudaErrorInvalidValue);
     delete graph;
-    counts().live_graphs--;
+    counts(0).live_graphs--;
     return cudaSuccess;
 }
 
@@ -127,6 +133,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
     if (!graph_execs.erase(exec))
         return keep(cudaErrorInvalidValue);
     delete exec;
-    counts().live_graphs--;
+    counts(0).live_graphs--;
     return cudaSuccess;
 }

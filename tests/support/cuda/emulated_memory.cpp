@@ -26,14 +26,16 @@ const size_t GUARD = 256; // before and, at least, after the data
 const unsigned char GUARD_BYTE = 0xA5, FRESH_BYTE = 0xFF;
 const size_t GRANULE = 512; // a device allocates whole multiples of this
 
+const int NO_DEVICE = -1;
+
 struct allocation {
     size_t bytes;
     unsigned char *mapping; // null for pinned host memory
     size_t mapping_bytes;
+    int device;
 };
 std::map<uintptr_t, allocation> device_memory, pinned_memory;
-int open_count;
-size_t memory_limit;
+int open_device = NO_DEVICE; // the one whose memory can be touched
 struct sigaction earlier_action;
 
 size_t page_bytes()
@@ -74,7 +76,10 @@ void on_fault(int signal, siginfo_t *info, void *context)
 {
     const uintptr_t at = reinterpret_cast<uintptr_t>(info->si_addr);
     uintptr_t base;
-    if (const allocation *a = open_count == 0 ? find(device_memory, at, &base) : nullptr)
+    const allocation *a = find(device_memory, at, &base);
+    if (a && is_kernel())
+        die("a kernel on device %d touched memory of device %d", open_device, a->device);
+    if (a)
         die("host code touched device memory: byte %zu of an allocation of %zu bytes",
             (size_t)(at - base), a->bytes);
     if (earlier_action.sa_flags & SA_SIGINFO)
@@ -126,15 +131,6 @@ void check_guards(uintptr_t base, const allocation &a, const std::function<std::
                 (size_t)(p - data) - a.bytes + 1, a.bytes, after().c_str());
 }
 
-size_t limit()
-{
-    if (!memory_limit) {
-        const char *text = getenv("DOSEMAP_EMULATED_MEMORY");
-        memory_limit = text && *text ? (size_t)strtoull(text, nullptr, 10) : (size_t)2 << 30;
-    }
-    return memory_limit;
-}
-
 size_t charged(size_t bytes)
 {
     return (bytes + GRANULE - 1) / GRANULE * GRANULE;
@@ -142,11 +138,13 @@ size_t charged(size_t bytes)
 
 cudaError_t allocate(void **pointer, size_t bytes)
 {
-    const size_t page = page_bytes(), used = counts().device_bytes;
-    if (bytes > limit() || charged(bytes) > limit() - std::min(used, limit()))
+    const int device = current_device();
+    const size_t page = page_bytes(), limit = device_memory_limit(device);
+    if (bytes > limit || charged(bytes) > limit - std::min(counts(device).device_bytes, limit))
         return cudaErrorMemoryAllocation;
     allocation a;
     a.bytes = bytes;
+    a.device = device;
     a.mapping_bytes = 2 * page + (2 * GUARD + bytes + page - 1) / page * page;
     void *mapping = mmap(nullptr, a.mapping_bytes, PROT_NONE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -159,10 +157,10 @@ cudaError_t allocate(void **pointer, size_t bytes)
     memset(data, FRESH_BYTE, bytes);
     memset(data + bytes, GUARD_BYTE, (size_t)(guards_end(a) - (data + bytes)));
     poison_guards(a, data, true);
-    if (protecting() && !open_count)
+    if (protecting() && open_device != device)
         protect(a, PROT_NONE);
     device_memory[reinterpret_cast<uintptr_t>(data)] = a;
-    emulation_counts &c = counts();
+    emulation_counts &c = counts(device);
     c.allocations++;
     c.live_device++;
     c.device_bytes += charged(bytes);
@@ -181,7 +179,8 @@ memory_kind kind_of(const void *pointer)
     return find(pinned_memory, at, &base) ? memory_kind::pinned : memory_kind::pageable;
 }
 
-void check_range(const void *pointer, size_t bytes, memory_kind expected, const char *what)
+void check_range(const void *pointer, size_t bytes, memory_kind expected, const char *what,
+                 int number)
 {
     const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
     uintptr_t base = 0;
@@ -190,6 +189,9 @@ void check_range(const void *pointer, size_t bytes, memory_kind expected, const 
         die("%s: %p is not in device memory", what, pointer);
     if (expected != memory_kind::device && device)
         die("%s: %p is in device memory, and host memory was announced", what, pointer);
+    if (device && device->device != number)
+        die("%s: %p is in memory of device %d, and the work is device %d's", what, pointer,
+            device->device, number);
     const allocation *a = device ? device : find(pinned_memory, at, &base);
     if (a && bytes > a->bytes - (at - base))
         die("%s: %zu bytes at byte %zu reach beyond an allocation of %zu bytes", what, bytes,
@@ -206,30 +208,44 @@ cudaError_t resolve_kind(const void *to, const void *from, cudaMemcpyKind *kind)
     return cudaSuccess;
 }
 
-void open_device_memory()
+namespace
 {
-    if (open_count++ || !protecting())
-        return;
+void protect_all(int device, int access)
+{
     for (const auto &each : device_memory)
-        protect(each.second, PROT_READ | PROT_WRITE);
+        if (each.second.device == device)
+            protect(each.second, access);
 }
 
-void check_all_guards(const std::function<std::string()> &after)
+void change_open_device(int device)
+{
+    if (protecting() && device != open_device) {
+        protect_all(open_device, PROT_NONE);
+        protect_all(device, PROT_READ | PROT_WRITE);
+    }
+    open_device = device;
+}
+} // namespace
+
+opened_memory::opened_memory(int device) : before(open_device)
+{
+    change_open_device(device);
+}
+
+opened_memory::~opened_memory()
+{
+    change_open_device(before);
+}
+
+void check_all_guards(int device, const std::function<std::string()> &after)
 {
 #ifndef EMULATED_ASAN
     for (const auto &each : device_memory)
-        check_guards(each.first, each.second, after);
+        if (each.second.device == device)
+            check_guards(each.first, each.second, after);
 #else
-    (void)after;
+    (void)device, (void)after;
 #endif
-}
-
-void close_device_memory()
-{
-    if (--open_count || !protecting())
-        return;
-    for (const auto &each : device_memory)
-        protect(each.second, PROT_NONE);
 }
 
 size_t list_live_memory()
@@ -247,9 +263,9 @@ size_t list_live_memory()
 
 namespace
 {
-void count_copy(cudaMemcpyKind kind, size_t bytes)
+void count_copy(cudaMemcpyKind kind, size_t bytes, int device)
 {
-    emulation_counts &c = counts();
+    emulation_counts &c = counts(device);
     if (kind == cudaMemcpyHostToDevice)
         c.copies_to_device++, c.bytes_to_device += bytes;
     else if (kind == cudaMemcpyDeviceToHost)
@@ -258,23 +274,23 @@ void count_copy(cudaMemcpyKind kind, size_t bytes)
         c.copies_on_device++, c.bytes_on_device += bytes;
 }
 
-void check_ends(void *to, size_t to_bytes, const void *from, size_t from_bytes, cudaMemcpyKind kind)
+void check_ends(void *to, size_t to_bytes, const void *from, size_t from_bytes, cudaMemcpyKind kind,
+                int device)
 {
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     check_range(from, from_bytes, from_device ? memory_kind::device : memory_kind::pageable,
-                "source of a copy");
+                "source of a copy", device);
     check_range(to, to_bytes, to_device ? memory_kind::device : memory_kind::pageable,
-                "destination of a copy");
+                "destination of a copy", device);
 }
 
-void copy_now(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
+void copy_now(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, int device)
 {
-    check_ends(to, bytes, from, bytes, kind); // again: what was there may have been freed
-    open_device_memory();
+    check_ends(to, bytes, from, bytes, kind, device); // again: it may have been freed
+    const opened_memory open(device);
     memmove(to, from, bytes);
-    close_device_memory();
-    count_copy(kind, bytes);
+    count_copy(kind, bytes, device);
 }
 
 // Distance from the first byte of a box to behind its last.
@@ -288,23 +304,22 @@ unsigned char *box_start(const cudaPitchedPtr &p, const cudaPos &at)
     return static_cast<unsigned char *>(p.ptr) + (at.z * p.ysize + at.y) * p.pitch + at.x;
 }
 
-void check_box(const cudaMemcpy3DParms &p)
+void check_box(const cudaMemcpy3DParms &p, int device)
 {
     check_ends(box_start(p.dstPtr, p.dstPos), box_span(p.dstPtr, p.extent),
-               box_start(p.srcPtr, p.srcPos), box_span(p.srcPtr, p.extent), p.kind);
+               box_start(p.srcPtr, p.srcPos), box_span(p.srcPtr, p.extent), p.kind, device);
 }
 
-void copy_box_now(const cudaMemcpy3DParms &p)
+void copy_box_now(const cudaMemcpy3DParms &p, int device)
 {
-    check_box(p);
-    open_device_memory();
+    check_box(p, device);
+    const opened_memory open(device);
     for (size_t z = 0; z < p.extent.depth; z++)
         for (size_t y = 0; y < p.extent.height; y++)
             memcpy(box_start(p.dstPtr, p.dstPos) + (z * p.dstPtr.ysize + y) * p.dstPtr.pitch,
                    box_start(p.srcPtr, p.srcPos) + (z * p.srcPtr.ysize + y) * p.srcPtr.pitch,
                    p.extent.width);
-    close_device_memory();
-    count_copy(p.kind, p.extent.width * p.extent.height * p.extent.depth);
+    count_copy(p.kind, p.extent.width * p.extent.height * p.extent.depth, device);
 }
 
 // cudaSuccess and empty = true where there is nothing to do.
@@ -320,14 +335,13 @@ cudaError_t check_box_arguments(cudaMemcpy3DParms *p, bool *empty)
     return resolve_kind(p->dstPtr.ptr, p->srcPtr.ptr, &p->kind);
 }
 
-void set_now(void *to, int value, size_t bytes)
+void set_now(void *to, int value, size_t bytes, int device)
 {
-    check_range(to, bytes, memory_kind::device, "destination of cudaMemset");
-    open_device_memory();
+    check_range(to, bytes, memory_kind::device, "destination of cudaMemset", device);
+    const opened_memory open(device);
     memset(to, value, bytes);
-    close_device_memory();
-    counts().sets++;
-    counts().bytes_set += bytes;
+    counts(device).sets++;
+    counts(device).bytes_set += bytes;
 }
 
 // For calls that wait: what was issued before, then this.
@@ -340,11 +354,6 @@ cudaError_t begin_waiting_call()
 } // namespace emulation
 
 using namespace emulation;
-
-extern "C" void emulation_set_memory(size_t bytes)
-{
-    memory_limit = bytes;
-}
 
 cudaError_t cudaMalloc(void **pointer, size_t bytes)
 {
@@ -365,21 +374,24 @@ cudaError_t cudaFree(void *pointer)
     if (!pointer)
         return cudaSuccess;
     cudaError_t error = refuse_in_capture();
-    if (error == cudaSuccess)
-        error = finish_device();
     if (error != cudaSuccess)
         return keep(error);
     auto found = device_memory.find(reinterpret_cast<uintptr_t>(pointer));
     if (found == device_memory.end())
         die("cudaFree(%p): no such device allocation is alive", pointer);
     const allocation a = found->second;
+    if (a.device != current_device())
+        die("cudaFree(%p): memory of device %d, and the current one is device %d", pointer,
+            a.device, current_device());
+    if ((error = finish_device(a.device)) != cudaSuccess)
+        return keep(error);
     protect(a, PROT_READ | PROT_WRITE);
     poison_guards(a, static_cast<unsigned char *>(pointer), false);
     check_guards(found->first, a, [] { return std::string("its use, by cudaFree"); });
     munmap(a.mapping, a.mapping_bytes);
     device_memory.erase(found);
-    counts().live_device--;
-    counts().device_bytes -= charged(a.bytes);
+    counts(a.device).live_device--;
+    counts(a.device).device_bytes -= charged(a.bytes);
     return cudaSuccess;
 }
 
@@ -397,8 +409,8 @@ cudaError_t cudaHostAlloc(void **pointer, size_t bytes, unsigned int flags)
     if (posix_memalign(pointer, 256, bytes) != 0)
         return keep(cudaErrorMemoryAllocation);
     memset(*pointer, FRESH_BYTE, bytes);
-    pinned_memory[reinterpret_cast<uintptr_t>(*pointer)] = {bytes, nullptr, 0};
-    counts().live_host++;
+    pinned_memory[reinterpret_cast<uintptr_t>(*pointer)] = {bytes, nullptr, 0, NO_DEVICE};
+    counts(0).live_host++;
     return cudaSuccess;
 }
 
@@ -414,13 +426,13 @@ cudaError_t cudaFreeHost(void *pointer)
         return cudaSuccess;
     cudaError_t error = refuse_in_capture();
     if (error == cudaSuccess)
-        error = finish_device();
+        error = finish_device(current_device());
     if (error != cudaSuccess)
         return keep(error);
     if (!pinned_memory.erase(reinterpret_cast<uintptr_t>(pointer)))
         die("cudaFreeHost(%p): no such pinned allocation is alive", pointer);
     free(pointer);
-    counts().live_host--;
+    counts(0).live_host--;
     return cudaSuccess;
 }
 
@@ -432,8 +444,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total)
         error = cudaErrorInvalidValue;
     if (error != cudaSuccess)
         return keep(error);
-    *total = limit();
-    *free_bytes = limit() - std::min(counts().device_bytes, limit());
+    *total = device_memory_limit(current_device());
+    *free_bytes = *total - std::min(counts(current_device()).device_bytes, *total);
     return cudaSuccess;
 }
 
@@ -446,7 +458,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
     if (error == cudaSuccess)
         error = begin_waiting_call();
     if (error == cudaSuccess && bytes > 0)
-        copy_now(to, from, bytes, kind);
+        copy_now(to, from, bytes, kind, current_device());
     return keep(error);
 }
 
@@ -459,8 +471,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         error = resolve_kind(to, from, &kind);
     if (error != cudaSuccess || bytes == 0)
         return keep(error);
-    check_ends(to, bytes, from, bytes, kind);
-    return keep(enqueue(stream, [=] { copy_now(to, from, bytes, kind); }));
+    const int device = device_of(stream);
+    check_ends(to, bytes, from, bytes, kind, device);
+    return keep(enqueue(stream, [=] { copy_now(to, from, bytes, kind, device); }));
 }
 
 cudaError_t cudaMemcpy3D(const cudaMemcpy3DParms *parameters)
@@ -477,7 +490,7 @@ cudaError_t cudaMemcpy3D(const cudaMemcpy3DParms *parameters)
     if (error == cudaSuccess)
         error = begin_waiting_call();
     if (error == cudaSuccess && !empty)
-        copy_box_now(p);
+        copy_box_now(p, current_device());
     return keep(error);
 }
 
@@ -494,8 +507,9 @@ cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms *parameters, cudaStream_t 
     error = check_box_arguments(&p, &empty);
     if (error != cudaSuccess || empty)
         return keep(error);
-    check_box(p);
-    return keep(enqueue(stream, [=] { copy_box_now(p); }));
+    const int device = device_of(stream);
+    check_box(p, device);
+    return keep(enqueue(stream, [=] { copy_box_now(p, device); }));
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
@@ -504,8 +518,9 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stre
     cudaError_t error = enter_call();
     if (error != cudaSuccess || bytes == 0)
         return keep(error);
-    check_range(to, bytes, memory_kind::device, "destination of cudaMemset");
-    return keep(enqueue(stream, [=] { set_now(to, value, bytes); }));
+    const int device = device_of(stream);
+    check_range(to, bytes, memory_kind::device, "destination of cudaMemset", device);
+    return keep(enqueue(stream, [=] { set_now(to, value, bytes, device); }));
 }
 
 // Not waited for by the host, as on a real device.

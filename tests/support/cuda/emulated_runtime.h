@@ -24,7 +24,12 @@ typedef std::lock_guard<std::recursive_mutex> runtime_guard;
 
 int schedule_order();
 
-emulation_counts &counts();
+// ---- devices
+int devices();
+int current_device(); // of this thread
+size_t device_memory_limit(int device);
+void device_capability(int device, int *major, int *minor);
+emulation_counts &counts(int device);
 
 // Start of a call that may fail: the error that it has to return at once because a test planted it, or
 // cudaSuccess.
@@ -36,15 +41,25 @@ cudaError_t keep(cudaError_t error);
 enum class memory_kind { device, pinned, pageable };
 memory_kind kind_of(const void *pointer);
 // Aborts if [pointer, pointer + bytes) is not wholly inside one device or pinned allocation, or is
-// pageable and overlaps one; `what` names the operand in the message.
-void check_range(const void *pointer, size_t bytes, memory_kind expected, const char *what);
+// pageable and overlaps one, or belongs to another device; `what` names the operand in the message.
+void check_range(const void *pointer, size_t bytes, memory_kind expected, const char *what,
+                 int device);
 // cudaMemcpyDefault is resolved; cudaErrorInvalidValue for a kind that there is not.
 cudaError_t resolve_kind(const void *to, const void *from, cudaMemcpyKind *kind);
-// Device memory can be touched from open to close only; calls nest.
-void open_device_memory();
-void close_device_memory();
-// Aborts if something wrote round an allocation; `after` names what ran last.
-void check_all_guards(const std::function<std::string()> &after);
+// As long as one of these lives, memory of its device can be touched, and no other one's. They nest.
+class opened_memory
+{
+    int before;
+
+  public:
+    explicit opened_memory(int device);
+    ~opened_memory();
+    opened_memory(const opened_memory &) = delete;
+    opened_memory &operator=(const opened_memory &) = delete;
+};
+// Aborts if something wrote round an allocation of the device, whose memory is open; `after` names
+// what ran last.
+void check_all_guards(int device, const std::function<std::string()> &after);
 size_t list_live_memory();
 
 // ---- kernels
@@ -55,11 +70,13 @@ std::string kernel_name(const void *kernel);
 
 // ---- streams
 typedef std::function<void()> task;
+// The stream's device; the current one for what is no stream.
+int device_of(cudaStream_t stream);
 // Queues the work on the stream, or records it if the stream is captured.
 cudaError_t enqueue(cudaStream_t stream, task work);
 // Runs everything that the stream's end depends on.
 cudaError_t finish_stream(cudaStream_t stream);
-cudaError_t finish_device();
+cudaError_t finish_device(int device);
 // cudaErrorStreamCaptureUnsupported, and the capture is spoiled, if a capture forbids such calls now.
 cudaError_t refuse_in_capture();
 } // namespace emulation

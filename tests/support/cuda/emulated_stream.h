@@ -38,6 +38,7 @@ struct capture {
 typedef std::shared_ptr<capture> capture_pointer;
 
 struct stream {
+    int device;
     bool blocking; // waits for the legacy stream, and it for this one
     std::deque<operation> queue;
     uint64_t issued, done;
@@ -52,6 +53,7 @@ struct event_time {
 } // namespace emulation
 
 struct CUevent_st {
+    int device;
     bool timed;
     emulation::stream_pointer on; // null: never recorded
     uint64_t up_to;
@@ -61,7 +63,7 @@ struct CUevent_st {
 
 namespace emulation
 {
-const stream_pointer &legacy_stream();
+const stream_pointer &legacy_stream(int device);
 // Null for a handle that is not alive.
 stream_pointer find_stream(cudaStream_t handle);
 void begin_capture(const stream_pointer &s, cudaStreamCaptureMode mode);

@@ -32,18 +32,30 @@ bool run_eagerly()
 
 } // namespace
 
-const stream_pointer &legacy_stream()
+// Each device has one.
+const stream_pointer &legacy_stream(int device)
 {
-    static const stream_pointer it = std::make_shared<stream>();
+    static stream_pointer all[EMULATION_DEVICES];
+    stream_pointer &it = all[device];
+    if (!it) {
+        it = std::make_shared<stream>();
+        it->device = device;
+    }
     return it;
 }
 
 stream_pointer find_stream(cudaStream_t handle)
 {
     if (!handle || handle == cudaStreamLegacy)
-        return legacy_stream();
+        return legacy_stream(current_device());
     const auto found = streams.find(handle);
     return found == streams.end() ? nullptr : found->second;
+}
+
+int device_of(cudaStream_t handle)
+{
+    const stream_pointer s = find_stream(handle);
+    return s ? s->device : current_device();
 }
 
 void begin_capture(const stream_pointer &s, cudaStreamCaptureMode mode)
@@ -80,14 +92,13 @@ void run_until(const stream_pointer &s, uint64_t up_to)
     }
 }
 
-// One opening of the device's memory for all that runs.
+// One opening of the device's memory for all that runs; work of another device opens its own.
 void run_all_until(const stream_pointer &s, uint64_t up_to)
 {
     if (s->done >= up_to)
         return;
-    open_device_memory();
+    const opened_memory open(s->device);
     run_until(s, up_to);
-    close_device_memory();
 }
 
 void spoil(const capture_pointer &c)
@@ -102,11 +113,11 @@ bool forbids_unsafe_calls(const capture &c)
 }
 
 // The legacy stream would have to wait for what is not running but recorded.
-cudaError_t refuse_legacy_stream()
+cudaError_t refuse_legacy_stream(int device)
 {
     for (const capture_pointer &c : captures)
         for (const stream_pointer &s : c->streams)
-            if (s->blocking) {
+            if (s->blocking && s->device == device) {
                 spoil(c);
                 return cudaErrorStreamCaptureImplicit;
             }
@@ -115,15 +126,16 @@ cudaError_t refuse_legacy_stream()
 
 void issue(const stream_pointer &s, operation next)
 {
-    if (s == legacy_stream()) {
+    const stream_pointer &legacy = legacy_stream(s->device);
+    if (s == legacy) {
         for (const auto &each : streams)
-            if (each.second->blocking)
+            if (each.second->blocking && each.second->device == s->device)
                 next.after.push_back({each.second, each.second->issued});
         for (const stream_pointer &left : leaving)
-            if (left->blocking)
+            if (left->blocking && left->device == s->device)
                 next.after.push_back({left, left->issued});
     } else if (s->blocking) {
-        next.after.push_back({legacy_stream(), legacy_stream()->issued});
+        next.after.push_back({legacy, legacy->issued});
     }
     s->queue.push_back(std::move(next));
     s->issued++;
@@ -143,8 +155,8 @@ cudaError_t enqueue_on(const stream_pointer &s, operation next)
         s->captured++;
         return cudaSuccess;
     }
-    if (s == legacy_stream()) {
-        cudaError_t error = refuse_legacy_stream();
+    if (s == legacy_stream(s->device)) {
+        cudaError_t error = refuse_legacy_stream(s->device);
         if (error != cudaSuccess)
             return error;
     }
@@ -160,7 +172,7 @@ cudaError_t finish(const stream_pointer &s)
         spoil(s->capturing);
         return cudaErrorStreamCaptureUnsupported;
     }
-    if (s == legacy_stream())
+    if (s == legacy_stream(s->device))
         issue(s, {}); // depends on all blocking streams
     run_all_until(s, s->issued);
     leaving.erase(std::remove_if(leaving.begin(), leaving.end(),
@@ -183,9 +195,10 @@ cudaError_t make_stream(cudaStream_t *handle, unsigned int flags)
     if (!handle || flags > cudaStreamNonBlocking)
         return cudaErrorInvalidValue;
     stream_pointer s = std::make_shared<stream>();
+    s->device = current_device();
     s->blocking = flags != cudaStreamNonBlocking;
     streams[s.get()] = s;
-    counts().live_streams++;
+    counts(s->device).live_streams++;
     *handle = reinterpret_cast<cudaStream_t>(s.get());
     return cudaSuccess;
 }
@@ -233,12 +246,16 @@ cudaError_t finish_stream(cudaStream_t handle)
     return finish(find_stream(handle));
 }
 
-cudaError_t finish_device()
+cudaError_t finish_device(int device)
 {
-    std::vector<stream_pointer> all = leaving;
+    std::vector<stream_pointer> all;
+    for (const stream_pointer &left : leaving)
+        if (left->device == device)
+            all.push_back(left);
     for (const auto &each : streams)
-        all.push_back(each.second);
-    all.push_back(legacy_stream());
+        if (each.second->device == device)
+            all.push_back(each.second);
+    all.push_back(legacy_stream(device));
     if (schedule_order() & 1) // streams that do not wait for each other may run in any order
         std::reverse(all.begin(), all.end());
     for (const stream_pointer &s : all)
@@ -252,15 +269,15 @@ cudaError_t finish_device()
 
 // A kernel's launch, with its own copy of the arguments.
 struct launch_task {
+    int device;
     launch work;
     std::shared_ptr<void> arguments;
     void operator()() const
     {
-        open_device_memory();
+        const opened_memory open(device);
         run_grid(work);
-        counts().launches++;
-        check_all_guards([this] { return kernel_name(work.kernel); });
-        close_device_memory();
+        counts(device).launches++;
+        check_all_guards(device, [this] { return kernel_name(work.kernel); });
     }
 };
 } // namespace emulation
@@ -268,7 +285,8 @@ struct launch_task {
 extern "C" void emulation_set_streams(emulation_streams when)
 {
     runtime_guard guard(runtime_lock());
-    finish_device();
+    for (int device = 0; device < EMULATION_DEVICES; device++)
+        finish_device(device);
     eager = when == EMULATION_EAGER;
 }
 
@@ -279,9 +297,12 @@ extern "C" cudaError_t emulation_launch(const cudaLaunchConfig_t *config, const 
     cudaError_t error = enter_call();
     if (error == cudaSuccess)
         error = check_launch(config, kernel);
+    if (error == cudaSuccess && device_of(config->stream) != current_device())
+        error = cudaErrorInvalidResourceHandle;
     if (error != cudaSuccess)
         return keep(error);
     launch_task t;
+    t.device = current_device();
     t.arguments = std::shared_ptr<void>(malloc(bytes ? bytes : 1), free);
     memcpy(t.arguments.get(), arguments, bytes);
     t.work = {kernel,
@@ -300,7 +321,7 @@ cudaError_t cudaDeviceSynchronize(void)
     cudaError_t error = enter_call();
     if (error == cudaSuccess)
         error = refuse_in_capture();
-    return keep(error == cudaSuccess ? finish_device() : error);
+    return keep(error == cudaSuccess ? finish_device(current_device()) : error);
 }
 
 // ------------------------------------------------------------------------------------- streams
@@ -329,7 +350,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle)
     if (!s->queue.empty())
         leaving.push_back(s);
     streams.erase(found);
-    counts().live_streams--;
+    counts(s->device).live_streams--;
     return cudaSuccess;
 }
 
@@ -394,9 +415,10 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *handle, unsigned int flags)
     if (error != cudaSuccess)
         return keep(error);
     *handle = new CUevent_st();
+    (*handle)->device = current_device();
     (*handle)->timed = !(flags & cudaEventDisableTiming);
     events.insert(*handle);
-    counts().live_events++;
+    counts(0).live_events++;
     return cudaSuccess;
 }
 
@@ -411,7 +433,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t handle)
     if (!events.erase(handle))
         return keep(cudaErrorInvalidResourceHandle);
     delete handle;
-    counts().live_events--;
+    counts(0).live_events--;
     return cudaSuccess;
 }
 
@@ -420,7 +442,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle)
     runtime_guard guard(runtime_lock());
     cudaError_t error = enter_call();
     const stream_pointer s = find_stream(handle);
-    if (error == cudaSuccess && (!s || !events.count(event)))
+    if (error == cudaSuccess && (!s || !events.count(event) || event->device != s->device))
         error = cudaErrorInvalidResourceHandle;
     if (error != cudaSuccess)
         return keep(error);
@@ -480,7 +502,8 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
         error = check_event(start);
     if (error == cudaSuccess)
         error = check_event(end);
-    if (error == cudaSuccess && (!start->on || !end->on || !start->timed || !end->timed))
+    if (error == cudaSuccess &&
+        (!start->on || !end->on || !start->timed || !end->timed || start->device != end->device))
         error = cudaErrorInvalidResourceHandle;
     if (error == cudaSuccess && (start->on->done < start->up_to || end->on->done < end->up_to))
         error = cudaErrorNotReady;

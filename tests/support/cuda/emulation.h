@@ -34,13 +34,26 @@ void emulation_set_streams(emulation_streams when);
  * and a breakpoint in the kernel; threadIdx and blockIdx are variables. DOSEMAP_EMULATED_PROTECT=0 leaves
  * device memory open to the host. */
 
-/* Size of the device's memory; default $DOSEMAP_EMULATED_MEMORY (bytes) or 2 GiB. */
-void emulation_set_memory(size_t bytes);
-void emulation_set_compute_capability(int major, int minor);
+/* Devices 0 to count - 1. Memory, streams and events belong to the device that was the thread's current
+ * one when they were made. A kernel that touches another device's memory ends the process, as it does on
+ * a real one; so do copies that reach there, freeing memory of another device than the current one, and
+ * graphs on another device's stream, which CUDA does, slowly. Default: $DOSEMAP_EMULATED_DEVICES, or 1. */
+#define EMULATION_DEVICES 16
+void emulation_set_devices(int count);
 
-/* The nth call of the runtime from now on (1: the next) does nothing and returns the error. Calls that
- * release something or read the last error are not counted. n = 0: none. */
+/* Size of each device's memory; default $DOSEMAP_EMULATED_MEMORY (bytes, with commas between those of
+ * several devices) or 2 GiB. */
+void emulation_set_memory(size_t bytes);
+void emulation_set_memory_of(int device, size_t bytes);
+/* Of all devices. Default: $DOSEMAP_EMULATED_CAPABILITY (such as 9.0,8.0) or 9.0. */
+void emulation_set_compute_capability(int major, int minor);
+void emulation_set_compute_capability_of(int device, int major, int minor);
+
+/* The nth call of the runtime from now on (1: the next) that is made with device 0 (or `device`) as the
+ * current one does nothing and returns the error. Calls that release something or read the last error
+ * are not counted. n = 0: none. */
 void emulation_fail_call(uint64_t n, cudaError_t error);
+void emulation_fail_call_of(int device, uint64_t n, cudaError_t error);
 
 typedef struct emulation_counts {
     uint64_t calls; /* those that emulation_fail_call() counts */
@@ -51,7 +64,10 @@ typedef struct emulation_counts {
     size_t device_bytes, device_bytes_peak;
     size_t live_device, live_host, live_streams, live_events, live_graphs; /* not released yet */
 } emulation_counts;
+/* Of all devices together; the peak is the sum of their peaks. */
 emulation_counts emulation_counters(void);
+/* Pinned memory, events and graphs count for the first device. */
+emulation_counts emulation_counters_of(int device);
 /* Zero, except what is alive now. */
 void emulation_reset_counters(void);
 

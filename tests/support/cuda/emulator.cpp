@@ -187,7 +187,8 @@ bool release_warp(worker *w, unsigned warp)
             const unsigned o = (unsigned)__builtin_ctz(others);
             const thread &t = w->thread_of[first + o];
             if (o >= lanes || t.now == state::gone)
-                die_in_block("a warp operation names a lane that has returned or does not exist");
+                die_in_block("a warp operation names a lane that has returned or does "
+                             "not exist");
             complete &= t.now == state::at_warp && t.mask == mask;
         }
         if (!complete)
@@ -567,6 +568,11 @@ void note_collective(uint64_t what)
 unsigned lane()
 {
     return here->current % WARP;
+}
+
+bool is_kernel()
+{
+    return here != nullptr;
 }
 
 void fail(const char *message)
