@@ -67,6 +67,8 @@ size_t list_live_memory();
 cudaError_t check_launch(const cudaLaunchConfig_t *config, const void *kernel);
 // Demangled, from the symbol table of the program or library that holds it.
 std::string kernel_name(const void *kernel);
+// Into the file that DOSEMAP_EMULATED_LAUNCHES names, if it is set.
+void note_launch(const launch &work);
 
 // ---- streams
 typedef std::function<void()> task;

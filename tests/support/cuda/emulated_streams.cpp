@@ -312,6 +312,7 @@ extern "C" cudaError_t emulation_launch(const cudaLaunchConfig_t *config, const 
               config->gridDim,
               config->blockDim,
               config->dynamicSmemBytes};
+    note_launch(t.work);
     return keep(enqueue(config->stream, t));
 }
 
