@@ -247,6 +247,7 @@ const device_kernels device_kernels_count = {.zero = zero,
                                              .convolution = convolution,
                                              .convolution_first = convolution,
                                              .convolution_tensor_core = convolution,
+                                             .convolution_halo = convolution,
                                              .unfold = unfold,
                                              .attention_gate = attention_gate,
                                              .library = library};
