@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/cuda_resources computes occupancy as the toolkit's own calculator does."""
+"""tools/cuda_resources: occupancy as the toolkit's own calculator has it, and what it finds wrong."""
 
 import json
 import random
@@ -108,3 +108,45 @@ def test_limits_are_those_of_the_described_devices(name):
     assert device["reservedSharedMemoryPerBlock"] == cuda_resources.SHARED_RESERVED
     most = device["maxSharedMemoryPerBlockOptin"] + cuda_resources.SHARED_RESERVED
     assert most == cuda_resources.SHARED_BYTES[device["deviceVer"] // 10]
+
+
+def row(kernel, architecture, **facts):
+    fields = {"registers": 64, "shared_bytes": 0, "stack_bytes": 0}
+    fields |= {"spill_store_bytes": 0, "spill_load_bytes": 0, "matrix_instructions": 32}
+    return cuda_resources.Resources(
+        "convolution_tensor_core.cu", kernel, architecture, **fields | facts
+    )
+
+
+def test_a_kernel_without_matrix_instructions_is_found():
+    good = [row("k<a>", 80), row("k<b>", 90), row("helper", 90, matrix_instructions=0)]
+    # helper multiplies nowhere; it may do without.
+    assert cuda_resources.matrix_problems(good) == []
+    (found,) = cuda_resources.matrix_problems([*good, row("k<a>", 90, matrix_instructions=0)])
+    assert "k<a>, sm_90" in found
+    none = [line._replace(matrix_instructions=0) for line in good]
+    (found,) = cuda_resources.matrix_problems(none)
+    assert "no kernel has matrix instructions" in found
+
+
+def test_a_launch_that_does_not_fit_or_is_unknown_is_found():
+    largest = {"k": cuda_resources.Launch("k", 512, 0)}
+    fits = cuda_resources.with_launch(row("k", 90), largest)
+    assert (fits.blocks, fits.occupancy_percent, fits.limit) == (2, 50, "registers")
+    assert cuda_resources.launch_problems([fits]) == []
+    too_many = cuda_resources.with_launch(row("k", 90, registers=200), largest)
+    assert len(cuda_resources.launch_problems([too_many])) == 1
+    assert len(cuda_resources.launch_problems([row("unknown", 90)])) == 1
+
+
+def test_the_largest_launch_counts(tmp_path):
+    file = tmp_path / "launches.tsv"
+    file.write_text(
+        "void k<__nv_bfloat16, 16u>(tensor, int)\t128\t99\n"
+        "void k<__half, 16u>(tensor, int)\t256\t0\n"
+        "void (anonymous namespace)::other(unsigned)\t32\t0\n"
+    )
+    assert cuda_resources.read_launches([file]) == [
+        ("k<__half, 16u>", 256, 0),
+        ("other", 32, 0),
+    ]
