@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/cuda_resources: occupancy as the toolkit's own calculator has it, and what it finds wrong."""
+"""tools/cuda_resources: occupancy as the toolkit's calculator has it; what it finds."""
 
 import json
 import random
