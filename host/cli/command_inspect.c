@@ -13,6 +13,11 @@
 typedef struct inspect_args {
     const char *tile;
     int precision;
+    int plan;
+    unsigned batch;
+    double windows;
+    int convolutions;
+    const char *device_properties;
     bool json;
 } inspect_args;
 
@@ -21,8 +26,13 @@ typedef struct inspect_args {
 /* clang-format off */
 static const option_spec inspect_options[] = {
     {"tile", 0, OPTION_STRING, FIELD(tile), "N|X,Y,Z", "plan for this tile (default: the training patch)", 0, 0, NULL},
-    {"precision", 0, OPTION_CHOICE, FIELD(precision), "float32|bf16", "plan for this precision (default float32)", 0, 0, NULL},
+    {"precision", 0, OPTION_CHOICE, FIELD(precision), "float32|bf16|fp16|tf32", "plan for this precision (default float32)", 0, 0, NULL},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "print JSON", 0, 0, NULL},
+    {"plan", 0, OPTION_CHOICE, FIELD(plan), "cpu|cuda", "cuda: with what each operation of a GPU moves and computes", 0, 0, "What a GPU would do (none is needed)"},
+    {"batch", 0, OPTION_COUNT, FIELD(batch), "N", "windows per call of the network (default: as predict chooses)", 1, 4096, NULL},
+    {"windows", 0, OPTION_NUMBER, FIELD(windows), "N", "windows of the volume (default 4032: 200x200x450 voxels)", 1, 1e15, NULL},
+    {"convolutions", 0, OPTION_CHOICE, FIELD(convolutions), "auto|library|own", "who computes convolutions (default auto)", 0, 0, NULL},
+    {"device-properties", 0, OPTION_FILE, FIELD(device_properties), "FILE.json", "of the GPU, as cuDNN writes them (default: the one here, else an H100)", 0, 0, NULL},
     {0}};
 /* clang-format on */
 
@@ -35,8 +45,29 @@ const command command_inspect = {"inspect",
                                  inspect_options,
                                  run};
 
-static int inspect(const char *path, const inspect_args *args, const size_t *tile)
+static dm_describe_options options_of(const inspect_args *args, const size_t tile[3])
 {
+    static const dm_precision precisions[] = {DM_PRECISION_FLOAT32, DM_PRECISION_BF16,
+                                              DM_PRECISION_FP16, DM_PRECISION_TF32};
+    static const dm_convolutions convolutions[] = {DM_CONVOLUTIONS_AUTO, DM_CONVOLUTIONS_LIBRARY,
+                                                   DM_CONVOLUTIONS_OWN};
+    dm_describe_options options;
+    dm_describe_options_init(&options);
+    for (int a = 0; a < 3; a++)
+        options.tile[a] = tile[a];
+    options.precision = precisions[args->precision];
+    options.as_json = args->json;
+    options.plan = args->plan == 1 ? DM_PLAN_CUDA : DM_PLAN_CPU;
+    options.batch = args->batch;
+    options.windows = (size_t)args->windows;
+    options.convolutions = convolutions[args->convolutions];
+    options.device_properties = args->device_properties;
+    return options;
+}
+
+static int inspect(const char *path, const inspect_args *args, const size_t tile[3])
+{
+    const dm_describe_options options = options_of(args, tile);
     dm_model *model = NULL;
     char *text = NULL, default_path[4096];
     dm_error err = {0};
@@ -48,9 +79,7 @@ static int inspect(const char *path, const inspect_args *args, const size_t *til
     if (status == DM_OK)
         status = dm_model_load(path, &model, &err);
     if (status == DM_OK)
-        status = dm_model_describe(model, tile,
-                                   args->precision == 1 ? DM_PRECISION_BF16 : DM_PRECISION_FLOAT32,
-                                   args->json, &text, &err);
+        status = dm_model_describe(model, &options, &text, &err);
     if (status == DM_OK)
         fputs(text, stdout);
     else
@@ -60,29 +89,45 @@ static int inspect(const char *path, const inspect_args *args, const size_t *til
     return status == DM_OK ? EXIT_DONE : EXIT_FAILED;
 }
 
+/* False if it is none. */
+static bool parse_tile(const char *text, size_t tile[3])
+{
+    double n[3];
+    size_t count = number_list(text, n, 3);
+    for (size_t a = 0; a < 3; a++) {
+        double edge = count == 1 ? n[0] : count == 3 ? n[a] : 0;
+        if (!(edge >= 1 && edge <= 65536 && edge == floor(edge)))
+            return false;
+        tile[a] = (size_t)edge;
+    }
+    return true;
+}
+
+static int check_arguments(const inspect_args *args, const string_list *files, size_t tile[3])
+{
+    if (files->count > 1)
+        return usage_error(&command_inspect, "one weights file is wanted, not %zu", files->count);
+    if (args->tile && !parse_tile(args->tile, tile))
+        return usage_error(&command_inspect, "--tile wants N or X,Y,Z, not '%s'", args->tile);
+    if (args->windows > 0 && args->windows != floor(args->windows))
+        return usage_error(&command_inspect, "--windows wants a whole number");
+    if (args->plan == 0 &&
+        (args->batch || args->windows > 0 || args->convolutions || args->device_properties))
+        return usage_error(&command_inspect, "--batch, --windows, --convolutions and "
+                                             "--device-properties go with --plan cuda");
+    return -1;
+}
+
 static int run(int argc, char **argv)
 {
     inspect_args args = {0};
     string_list files = {0};
-    double n[3];
-    size_t tile[3], count = 0;
+    size_t tile[3] = {0};
     int status = options_parse(&command_inspect, argc, argv, &args, &files);
-    if (status < 0 && files.count > 1)
-        status = usage_error(&command_inspect, "one weights file is wanted, not %zu", files.count);
-    if (status < 0 && args.tile) {
-        count = number_list(args.tile, n, 3);
-        for (size_t a = 0; a < 3; a++) {
-            double edge = count == 1 ? n[0] : count == 3 ? n[a] : 0;
-            if (!(edge >= 1 && edge <= 65536 && edge == floor(edge))) {
-                status =
-                    usage_error(&command_inspect, "--tile wants N or X,Y,Z, not '%s'", args.tile);
-                break;
-            }
-            tile[a] = (size_t)edge;
-        }
-    }
     if (status < 0)
-        status = inspect(files.count ? files.items[0] : NULL, &args, count ? tile : NULL);
+        status = check_arguments(&args, &files, tile);
+    if (status < 0)
+        status = inspect(files.count ? files.items[0] : NULL, &args, tile);
     free(files.items);
     return status;
 }

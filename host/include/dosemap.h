@@ -316,16 +316,6 @@ typedef enum dm_precision {
     DM_PRECISION_FP16 = 4
 } dm_precision;
 
-/* What `dosemap inspect` prints: card, graph, plan for a tile of `tile` voxels (x, y, z; NULL: the
- * training patch) in `precision`, FLOPs, bytes and arena size. JSON if `as_json`, else text. */
-DM_API dm_status dm_model_describe(const dm_model *model, const size_t tile[3],
-                                   dm_precision precision, bool as_json, char **text,
-                                   dm_error *err);
-
-/* ---- Prediction ----------------------------------------------------------------------------- */
-
-typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
-
 /* Who computes the network's convolutions on a CUDA device. The CPU has one way only. */
 typedef enum dm_convolutions {
     DM_CONVOLUTIONS_AUTO = 0,    /* what `dosemap bench --tune` found fastest, where it was run for
@@ -334,6 +324,42 @@ typedef enum dm_convolutions {
                                     kernels of ours elsewhere */
     DM_CONVOLUTIONS_OWN = 2      /* kernels of ours only; the library need not be installed */
 } dm_convolutions;
+
+typedef enum dm_plan {
+    DM_PLAN_CPU = 0, /* bytes and FLOPs of the plan's steps */
+    DM_PLAN_CUDA = 1 /* besides, what each operation of a CUDA device moves and computes */
+} dm_plan;
+
+/* Zero is the default of every field. */
+typedef struct dm_describe_options {
+    size_t tile[3];         /* x, y, z voxels of the plan's tile; 0: the training patch */
+    dm_precision precision; /* AUTO: float32 */
+    bool as_json;           /* else text for people */
+    dm_plan plan;
+    /* DM_PLAN_CUDA: */
+    unsigned batch;                /* windows per call of the network; 0: as a prediction chooses */
+    size_t windows;                /* of the job, on which batch and plans of the library depend; 0:
+                                     4032, a volume of 200 x 200 x 450 voxels with patches of 32 and
+                                     half overlap */
+    dm_convolutions convolutions;  /* OWN needs no library */
+    const char *device_properties; /* JSON file, in cuDNN's words (cudaDeviceProp), of a device to
+                                      take instead of the first one here; NULL: that one, or
+                                      without any an H100 */
+} dm_describe_options;
+
+DM_API void dm_describe_options_init(dm_describe_options *options);
+
+/* What `dosemap inspect` prints: card, graph, plan, FLOPs, bytes and arena size. options: NULL for
+ * the defaults. The account of a CUDA device is counted from the operands of its launches, each read
+ * or written once, per window; it needs the CUDA module and, but for OWN, cuDNN, but no device and
+ * no driver. Errors: VALUE (an option, a tile that does not fit), DEVICE (no module, no library),
+ * IO and FORMAT (device_properties), UNSUPPORTED, MEMORY. */
+DM_API dm_status dm_model_describe(const dm_model *model, const dm_describe_options *options,
+                                   char **text, dm_error *err);
+
+/* ---- Prediction ----------------------------------------------------------------------------- */
+
+typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 
 /* Called from the thread that runs the prediction, with the share done in [0, 1] and the name of
  * the stage. A non-zero return cancels. */

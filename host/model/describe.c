@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dm_model_describe: what `dosemap inspect` prints. */
+/* What `dosemap inspect` prints. */
 #include "model/describe.h"
 
 #include <stdlib.h>
@@ -124,6 +124,8 @@ static dm_status describe_json(const description *d, char **text, dm_error *err)
     json_put(&report, "card", json_incref((json_t *)d->card));
     json_put(&report, "graph", graph_root);
     json_put(&report, "plan", plan_json(d));
+    if (d->account)
+        json_put(&report, "account", account_json(d->account));
     status = report ? json_print(report, text, err) : error_memory(err, 4096, "a description");
     json_decref(report);
     return status;
@@ -139,42 +141,20 @@ static dm_status print_text(const description *d, char **text, dm_error *err)
     return *text ? DM_OK : error_memory(err, stream.size, "a description");
 }
 
-static const char *set_precision(dm_precision precision, plan_options *options)
+dm_status model_describe(const dm_model *model, const plan *p, const char *precision,
+                         const plan_account *account, bool as_json, char **text, dm_error *err)
 {
-    options->type = precision == DM_PRECISION_BF16   ? ELEMENT_BF16
-                    : precision == DM_PRECISION_FP16 ? ELEMENT_F16
-                                                     : ELEMENT_F32;
-    return precision == DM_PRECISION_BF16   ? "bf16"
-           : precision == DM_PRECISION_FP16 ? "fp16"
-           : precision == DM_PRECISION_TF32 ? "tf32"
-                                            : "float32";
-}
-
-dm_status dm_model_describe(const dm_model *model, const size_t tile[3], dm_precision precision,
-                            bool as_json, char **text, dm_error *err)
-{
-    plan_options options = {.optimise = true};
-    description d = {.model = model, .precision = set_precision(precision, &options)};
+    description d = {.model = model, .plan = p, .account = account, .precision = precision};
     json_t *card = NULL;
-    plan *p = NULL;
     *text = NULL;
-    for (int a = 0; a < 3; a++)
-        options.tile[a] = tile ? tile[2 - a] : model->graph.patch[2 - a];
-    plan_options_cpu(&options);
     dm_status status =
         json_parse(model->card_json, strlen(model->card_json), model->path, &card, err);
-    if (status == DM_OK)
-        status = plan_build(&model->graph, &options, &p, err);
     if (status == DM_OK) {
         d.card = card;
-        d.plan = p;
         count_parameters(&d);
         count_steps(&d);
         status = as_json ? describe_json(&d, text, err) : print_text(&d, text, err);
     }
-    if (status != DM_OK)
-        error_at(err, model->path);
-    plan_free(p);
     json_decref(card);
     return status;
 }

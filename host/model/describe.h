@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The parts of dm_model_describe. */
+/* The parts of model_describe. */
 #ifndef DOSEMAP_MODEL_DESCRIBE_H
 #define DOSEMAP_MODEL_DESCRIBE_H
 
@@ -7,13 +7,20 @@
 #include <stdio.h>
 
 #include "model/plan.h"
+#include "model/plan_account.h"
 
 #define TEXT_COLUMNS 100
+
+/* What `dosemap inspect` prints of a plan made from the model's graph. account: NULL for none.
+ * Errors: MEMORY. */
+dm_status model_describe(const dm_model *model, const plan *plan, const char *precision,
+                         const plan_account *account, bool as_json, char **text, dm_error *err);
 
 typedef struct description {
     const dm_model *model;
     const json_t *card;
     const plan *plan;
+    const plan_account *account; /* of a device; NULL without */
     const char *precision;
     size_t parameters; /* elements of weights without the next */
     size_t statistics; /* means and variances of BatchNormalization */
@@ -23,6 +30,15 @@ typedef struct description {
 
 /* describe_text.c; false when memory is short. */
 bool describe_text(const description *d, FILE *out);
+
+/* describe_account.c: the table of a device's account; its JSON, NULL when memory is short. */
+bool account_text(const plan_account *account, FILE *out);
+json_t *account_json(const plan_account *account);
+
+/* Shared by text: an underlined title, and "name    value" wrapped behind the name. */
+void describe_heading(FILE *out, const char *text);
+void describe_line(FILE *out, const char *name, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* describe_names.c: words for what is in graphs and plans, the same in text and JSON. */
 const char *step_kind_name(step_kind kind);

@@ -8,7 +8,7 @@
 
 #define INDENT 16 /* where values begin */
 
-static void heading(FILE *out, const char *text)
+void describe_heading(FILE *out, const char *text)
 {
     fprintf(out, "\n%s\n", text);
     for (size_t i = strlen(text); i > 0; i--)
@@ -22,10 +22,7 @@ static void label(FILE *out, const char *name)
     fprintf(out, "%s%*s", name, n < INDENT ? INDENT - n : 1, "");
 }
 
-static void line(FILE *out, const char *name, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void line(FILE *out, const char *name, const char *format, ...)
+void describe_line(FILE *out, const char *name, const char *format, ...)
 {
     char text[512];
     va_list arguments;
@@ -116,12 +113,12 @@ static bool print_card(const description *d, FILE *out)
     if (json_is_string(summary))
         print_wrapped(out, 0, json_string_value(summary));
     fputc('\n', out);
-    line(out, "file", "%s", d->model->path);
-    line(out, "checksum", "XXH64 %s", d->model->checksum);
-    line(out, "weights", "%s",
-         json_is_true(trained)    ? "trained"
-         : json_is_false(trained) ? "constructed, not trained"
-                                  : "the card does not say if trained");
+    describe_line(out, "file", "%s", d->model->path);
+    describe_line(out, "checksum", "XXH64 %s", d->model->checksum);
+    describe_line(out, "weights", "%s",
+                  json_is_true(trained)    ? "trained"
+                  : json_is_false(trained) ? "constructed, not trained"
+                                           : "the card does not say if trained");
     json_object_foreach((json_t *)d->card, key, value)
     {
         if (strcmp(key, "name") && strcmp(key, "version") && strcmp(key, "summary") &&
@@ -137,9 +134,9 @@ static void print_port(const graph *g, const graph_port *port, const char *what,
 {
     char intensity[256];
     intensity_text(&port->intensity, intensity, sizeof intensity);
-    line(out, what, "%s: %zu channel%s, %s in %s%s%s", g->values[port->value].name, port->channels,
-         port->channels == 1 ? "" : "s", quantity_name(port->quantity), port->unit,
-         *intensity ? "; " : "", intensity);
+    describe_line(out, what, "%s: %zu channel%s, %s in %s%s%s", g->values[port->value].name,
+                  port->channels, port->channels == 1 ? "" : "s", quantity_name(port->quantity),
+                  port->unit, *intensity ? "; " : "", intensity);
 }
 
 static void print_network(const description *d, FILE *out)
@@ -147,28 +144,30 @@ static void print_network(const description *d, FILE *out)
     const graph *g = &d->model->graph;
     char count[40], title[300];
     snprintf(title, sizeof title, "Network %.255s", g->name);
-    heading(out, title);
+    describe_heading(out, title);
     for (size_t i = 0; i < g->n_inputs; i++)
         print_port(g, &g->inputs[i], i ? "" : "input", out);
     for (size_t i = 0; i < g->n_outputs; i++)
         print_port(g, &g->outputs[i], i ? "" : "output", out);
-    line(out, "orientation", "%s; the network's axes are %s", g->orientation,
-         g->axes_xyz ? "x, y, z" : "z, y, x");
-    line(out, "training patch", "%zu x %zu x %zu voxels", g->patch[0], g->patch[1], g->patch[2]);
-    line(out, "tiles", "multiples of %zu x %zu x %zu voxels%s", g->total_stride[2],
-         g->total_stride[1], g->total_stride[0],
-         g->per_tile_statistics
-             ? "; larger ones than the patch change the result (statistics per tile)"
-             : "");
+    describe_line(out, "orientation", "%s; the network's axes are %s", g->orientation,
+                  g->axes_xyz ? "x, y, z" : "z, y, x");
+    describe_line(out, "training patch", "%zu x %zu x %zu voxels", g->patch[0], g->patch[1],
+                  g->patch[2]);
+    describe_line(out, "tiles", "multiples of %zu x %zu x %zu voxels%s", g->total_stride[2],
+                  g->total_stride[1], g->total_stride[0],
+                  g->per_tile_statistics
+                      ? "; larger ones than the patch change the result (statistics per tile)"
+                      : "");
     if (g->has_voxel_mm)
-        line(out, "voxel size", "%g x %g x %g mm", g->voxel_mm[0], g->voxel_mm[1], g->voxel_mm[2]);
+        describe_line(out, "voxel size", "%g x %g x %g mm", g->voxel_mm[0], g->voxel_mm[1],
+                      g->voxel_mm[2]);
     else
-        line(out, "voxel size", "the image's own");
-    line(out, "parameters", "%s (%.1f MB in float32)", grouped(d->parameters, count, sizeof count),
-         4e-6 * (double)d->parameters);
+        describe_line(out, "voxel size", "the image's own");
+    describe_line(out, "parameters", "%s (%.1f MB in float32)",
+                  grouped(d->parameters, count, sizeof count), 4e-6 * (double)d->parameters);
     if (d->statistics)
-        line(out, "", "and %s means and variances of BatchNormalization",
-             grouped(d->statistics, count, sizeof count));
+        describe_line(out, "", "and %s means and variances of BatchNormalization",
+                      grouped(d->statistics, count, sizeof count));
 }
 
 /* The activations that a node reads. */
@@ -191,7 +190,7 @@ static bool print_graph(const description *d, FILE *out)
     char title[64], text[TABLE_CELL];
     text_table *t = table_create(columns, 6, g->n_nodes);
     snprintf(title, sizeof title, "Graph, %zu nodes", g->n_nodes);
-    heading(out, title);
+    describe_heading(out, title);
     for (size_t n = 0; t && n < g->n_nodes; n++) {
         const graph_node *node = &g->nodes[n];
         table_cell(t, n, 0, "%zu", n + 1);
@@ -239,15 +238,15 @@ static void print_totals(const description *d, FILE *out)
 {
     const plan *p = d->plan;
     fputc('\n', out);
-    line(out, "arithmetic", "%.2f GFLOP per window, %.2f without the taps on padding",
-         1e-9 * p->flops, 1e-9 * p->useful_flops);
-    line(out, "memory", "%.1f MB read and written per window, %.1f MB of weights", 1e-6 * p->bytes,
-         1e-6 * p->weight_bytes);
-    line(out, "arena", "%.2f MB per window", 1e-6 * (double)p->arena_bytes);
-    line(out, "in place",
-         "%zu steps write over what they read (=), %zu into a concatenation (+); "
-         "%zu copies",
-         d->in_place, d->into_concat, d->copies);
+    describe_line(out, "arithmetic", "%.2f GFLOP per window, %.2f without the taps on padding",
+                  1e-9 * p->flops, 1e-9 * p->useful_flops);
+    describe_line(out, "memory", "%.1f MB read and written per window, %.1f MB of weights",
+                  1e-6 * p->bytes, 1e-6 * p->weight_bytes);
+    describe_line(out, "arena", "%.2f MB per window", 1e-6 * (double)p->arena_bytes);
+    describe_line(out, "in place",
+                  "%zu steps write over what they read (=), %zu into a concatenation (+); "
+                  "%zu copies",
+                  d->in_place, d->into_concat, d->copies);
 }
 
 static bool print_plan(const description *d, FILE *out)
@@ -261,7 +260,7 @@ static bool print_plan(const description *d, FILE *out)
     text_table *t = table_create(columns, 9, p->n_steps);
     snprintf(title, sizeof title, "Plan for a tile of %zu x %zu x %zu voxels in %s, %zu steps",
              p->options.tile[2], p->options.tile[1], p->options.tile[0], d->precision, p->n_steps);
-    heading(out, title);
+    describe_heading(out, title);
     for (size_t s = 0; t && s < p->n_steps; s++)
         plan_row(p, s, t);
     if (t)
@@ -277,5 +276,7 @@ bool describe_text(const description *d, FILE *out)
     print_network(d, out);
     complete &= print_graph(d, out);
     complete &= print_plan(d, out);
+    if (d->account)
+        complete &= account_text(d->account, out);
     return complete;
 }

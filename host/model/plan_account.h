@@ -43,4 +43,7 @@ typedef struct plan_account {
     account_sum total;
 } plan_account;
 
+/* Releases the rows. */
+void plan_account_clear(plan_account *account);
+
 #endif

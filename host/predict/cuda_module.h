@@ -10,19 +10,21 @@
 
 #include <string.h>
 
+#include "model/plan_account.h"
 #include "predict/backend.h"
 
 /* Program and module are built together; this tells whether they were. */
 typedef struct cuda_module_stamp {
     const char *version;
-    size_t sizes[8];
+    size_t sizes[9];
 } cuda_module_stamp;
 #define CUDA_MODULE_STAMP                                                                          \
     {                                                                                              \
         DOSEMAP_VERSION,                                                                           \
         {                                                                                          \
             sizeof(backend), sizeof(backend_options), sizeof(predict_job), sizeof(predict_result), \
-                sizeof(plan), sizeof(plan_step), sizeof(graph_node), sizeof(dm_structure_dose)     \
+                sizeof(plan), sizeof(plan_step), sizeof(graph_node), sizeof(dm_structure_dose),    \
+                sizeof(plan_account)                                                               \
         }                                                                                          \
     }
 
@@ -37,12 +39,25 @@ typedef struct cuda_facts {
     bool lacks_library; /* and nothing else: kernels of ours alone can be used */
 } cuda_facts;
 
+/* As dm_describe_options. device_properties: the file's text, NULL for none. */
+typedef struct cuda_account_options {
+    dm_precision precision;
+    unsigned batch;
+    size_t windows;
+    dm_convolutions convolutions;
+    const char *device_properties;
+} cuda_account_options;
+
 typedef struct cuda_module {
     const backend *backend;
     bool emulated; /* on the host, for tests: never chosen without being asked for */
     /* Whether that device can be used; `facts`: what was found until something was missing.
      * Errors: DEVICE, with what is missing and what to install. */
     dm_status (*probe)(int device, cuda_facts *facts, dm_error *err);
+    /* What launches of the plan's network move and compute, per window. Needs neither device nor
+     * driver. Errors: DEVICE (no library), VALUE (properties of no device), UNSUPPORTED, MEMORY. */
+    dm_status (*account)(const plan *plan, const cuda_account_options *options,
+                         plan_account *account, dm_error *err);
 } cuda_module;
 
 /* The module's one symbol. Errors: DEVICE if the stamps differ. */

@@ -14,8 +14,6 @@
 #include "base/json_text.h"
 #include "volume/grid.h"
 
-#define BATCH_MAX 4096
-
 void dm_predict_options_init(dm_predict_options *options)
 {
     *options = (dm_predict_options){.overlap = NAN,
@@ -44,9 +42,9 @@ static dm_status check_options(const dm_predict_options *o, dm_error *err)
     if ((unsigned)o->convolutions > DM_CONVOLUTIONS_OWN)
         return error_set(err, DM_ERROR_VALUE, NULL, "use auto, library or own",
                          "there is no choice of convolutions number %d", (int)o->convolutions);
-    if (o->batch > BATCH_MAX)
+    if (o->batch > PREDICT_BATCH_MAX)
         return error_set(err, DM_ERROR_VALUE, NULL, "use fewer windows per call",
-                         "batch %u is above %d", o->batch, BATCH_MAX);
+                         "batch %u is above %d", o->batch, PREDICT_BATCH_MAX);
     for (size_t i = 0; i < o->n_v_thresholds; i++)
         if (!(o->v_thresholds[i] >= 0 && o->v_thresholds[i] <= DBL_MAX))
             return error_set(err, DM_ERROR_VALUE, NULL, "give doses of at least 0",

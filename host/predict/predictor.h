@@ -7,6 +7,8 @@
 
 #include "predict/backend.h"
 
+#define PREDICT_BATCH_MAX 4096
+
 struct dm_predictor {
     const dm_model *model;
     dm_predict_options options; /* as given, with what it points to owned below */

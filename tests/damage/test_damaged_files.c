@@ -109,7 +109,7 @@ static dm_status read_model(const char *path, uint64_t *digest, dm_error *err)
                                dm_model_name(model), model->checksum};
         for (size_t i = 0; i < 4; i++)
             *digest = mix(*digest, parts[i], strlen(parts[i]));
-        status = dm_model_describe(model, NULL, DM_PRECISION_FLOAT32, true, &text, err);
+        status = dm_model_describe(model, &(dm_describe_options){.as_json = true}, &text, err);
         dm_string_free(text);
     }
     dm_model_free(model);

@@ -231,7 +231,7 @@ static void run_describe(scenario_outcome *outcome)
     dm_status status = dm_model_load("in/exact.safetensors.zst", &model, &err);
     for (int as_json = 0; status == DM_OK && as_json < 2; as_json++) {
         char *text = NULL;
-        status = dm_model_describe(model, NULL, DM_PRECISION_FLOAT32, as_json, &text, &err);
+        status = dm_model_describe(model, &(dm_describe_options){.as_json = as_json}, &text, &err);
         add_text(outcome, text);
         dm_string_free(text);
     }

@@ -13,8 +13,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     dm_status status = dm_model_load(path, &model, &err);
     fuzz_check_result(status, model, &err);
     for (int json = 0; model && json < 2; json++) {
-        status = dm_model_describe(model, NULL, json ? DM_PRECISION_BF16 : DM_PRECISION_FLOAT32,
-                                   json, &text, &err);
+        const dm_describe_options options = {
+            .precision = json ? DM_PRECISION_BF16 : DM_PRECISION_FLOAT32, .as_json = json};
+        status = dm_model_describe(model, &options, &text, &err);
         FUZZ_CHECK((status == DM_OK) == (text != NULL) && (status == DM_OK || err.what[0]));
         dm_string_free(text);
     }

@@ -131,6 +131,12 @@ static void destroy(void *state)
     free(s);
 }
 
+/* A half of it: the library's weights and workspaces want some too. */
+size_t cuda_state_cache(size_t cache_bytes)
+{
+    return (cache_bytes > 0 ? cache_bytes : CACHE_BYTES) / 2;
+}
+
 static dm_status open_device(cuda_state *s, dm_error *err)
 {
     struct cudaDeviceProp properties;
@@ -144,9 +150,8 @@ static dm_status open_device(cuda_state *s, dm_error *err)
     if (code != cudaSuccess)
         return device_check(code, "opening the device", err);
     snprintf(s->device_name, sizeof s->device_name, "%s", properties.name);
-    /* A half of it: the library's weights and workspaces want some too. */
     s->cache_bytes =
-        (properties.l2CacheSize > 0 ? (size_t)properties.l2CacheSize : CACHE_BYTES) / 2;
+        cuda_state_cache(properties.l2CacheSize > 0 ? (size_t)properties.l2CacheSize : 0);
     return DM_OK;
 }
 
@@ -278,7 +283,8 @@ dm_status dosemap_cuda_backend(const cuda_module_stamp *stamp, const cuda_module
 #ifdef DOSEMAP_EMULATED_CUDA
                                      .emulated = true,
 #endif
-                                     .probe = probe};
+                                     .probe = probe,
+                                     .account = cuda_account};
     const cuda_module_stamp own = CUDA_MODULE_STAMP;
     *module = NULL;
     if (strcmp(stamp->version, own.version) != 0 ||

@@ -5,6 +5,7 @@
 
 #include "predict/backend.h"
 #include "predict/cuda/device_network.h"
+#include "predict/cuda_module.h"
 
 typedef struct cuda_state {
     const plan *plan;
@@ -35,6 +36,13 @@ unsigned cuda_state_batch(const cuda_state *state, size_t windows);
 /* Does a job of so many windows use plans of the library that are compiled at run time? The same
  * for the same job, whatever ran before. */
 bool cuda_state_compiles(const cuda_state *state, size_t windows);
+
+/* Of a second-level cache of that size, what portions of a batch may fill. 0: not known. */
+size_t cuda_state_cache(size_t cache_bytes);
+
+/* cuda_account.c: cuda_module.account */
+dm_status cuda_account(const plan *plan, const cuda_account_options *options, plan_account *account,
+                       dm_error *err);
 
 /* cuda_run.c */
 dm_status cuda_run(void *state, const predict_job *job, predict_result *result, dm_error *err);

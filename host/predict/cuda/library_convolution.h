@@ -61,7 +61,7 @@ bool convolution_library_tf32_is_sound(size_t version);
 dm_status convolution_library_open(convolution_library **library, dm_error *err);
 
 /* For a device that need not be there: plans are made and described, never run.
- * device_json: the device's properties in cuDNN's own words (tests/cuda/device_*.json).
+ * device_json: the device's properties in cuDNN's own words (devices/device_*.json).
  * Errors: as above; VALUE if the text describes no device that the library knows. */
 dm_status convolution_library_open_for(const char *device_json, convolution_library **library,
                                        dm_error *err);

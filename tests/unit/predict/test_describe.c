@@ -28,7 +28,10 @@ static char *describe(const dm_model *model, const size_t *tile, dm_precision pr
 {
     char *text = NULL;
     dm_error err = {0};
-    if (dm_model_describe(model, tile, precision, json, &text, &err) != DM_OK)
+    dm_describe_options options = {.precision = precision, .as_json = json};
+    if (tile)
+        memcpy(options.tile, tile, sizeof options.tile);
+    if (dm_model_describe(model, &options, &text, &err) != DM_OK)
         fail_msg("%s", err.what);
     return text;
 }
@@ -174,9 +177,8 @@ static void test_a_tile_that_does_not_fit(void **state)
     for (int json = 0; json < 2; json++) {
         char *text = (char *)model;
         dm_error err = {0};
-        assert_int_equal(dm_model_describe(model, (size_t[]){32, 20, 32}, DM_PRECISION_FLOAT32,
-                                           json, &text, &err),
-                         DM_ERROR_VALUE);
+        const dm_describe_options options = {.tile = {32, 20, 32}, .as_json = json};
+        assert_int_equal(dm_model_describe(model, &options, &text, &err), DM_ERROR_VALUE);
         assert_null(text);
         has(err.where, "dosegan-16-constructed.safetensors.zst");
         has(err.what, "32 x 20 x 32");
