@@ -20,11 +20,19 @@
 #include "predict/predictor.h"
 
 #define MODEL_FILE "dosegan-constructed.safetensors.zst"
+#ifdef DOSEMAP_RELOCATABLE /* knows no folder of the machine that built it */
+#define DATA_MODEL NULL
+#define BUILD_MODEL NULL
+#else
+#define DATA_MODEL DOSEMAP_DATA_DIR "/" MODEL_FILE
+#define BUILD_MODEL DOSEMAP_BUILD_WEIGHTS "/" MODEL_FILE
+#endif
 
 /* ---- Default weights ------------------------------------------------------------------------ */
 
 typedef struct model_places {
-    const char *path[3]; /* in order; NULL where $DOSEMAP_MODEL is not set */
+    const char
+        *path[3]; /* in order; NULL where there is none, as where $DOSEMAP_MODEL is not set */
     char installed[PATH_MAX];
 } model_places;
 
@@ -53,8 +61,8 @@ static void find_model_places(model_places *places)
     places->path[0] = named && named[0] ? named : NULL;
     places->path[1] = installed_model(places->installed, sizeof places->installed)
                           ? places->installed
-                          : DOSEMAP_DATA_DIR "/" MODEL_FILE;
-    places->path[2] = DOSEMAP_BUILD_WEIGHTS "/" MODEL_FILE;
+                          : DATA_MODEL;
+    places->path[2] = BUILD_MODEL;
 }
 
 dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
@@ -78,7 +86,9 @@ dm_status dm_default_model_path(char *path, size_t size, dm_error *err)
                              "the weights that $DOSEMAP_MODEL names cannot be read");
     }
     return error_set(err, DM_ERROR_IO, NULL, "name weights with --model FILE or $DOSEMAP_MODEL",
-                     "no weights at %s or %s", places.path[1], places.path[2]);
+                     "no weights at %s%s%s",
+                     places.path[1] ? places.path[1] : "a place beside the library",
+                     places.path[2] ? " or " : "", places.path[2] ? places.path[2] : "");
 }
 
 /* ---- Doctor --------------------------------------------------------------------------------- */

@@ -15,3 +15,8 @@ endif()
 if(DOSEMAP_FUZZ)
     target_compile_options(dosemap_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
+# Nothing of this machine in a package: what __FILE__ says begins at the source's root.
+if(DOSEMAP_RELOCATABLE)
+    target_compile_options(dosemap_flags INTERFACE
+        "$<${c_family}:-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=>")
+endif()
