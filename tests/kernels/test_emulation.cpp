@@ -3,6 +3,8 @@
 // wrong has to end the process with a report, or to give a wrong result in one of the orders.
 #include "kernel_case.h"
 
+#include <cuda_pipeline.h>
+
 #include "death_case.h"
 #include "kernels/device.cuh"
 
@@ -448,6 +450,77 @@ static void test_misuse()
     CHECK(dies([&] { run(deep_kernel, dim3(1), dim3(1), 0, out.data()); }));
 }
 
+// ------------------------------------------------------------------------------- copies
+
+// Warp by warp, each thread's four floats arrive in two groups, are waited for but the last `late` of
+// them, and are read by the neighbour.
+static __global__ void copies_kernel(const float *x, float *out, int late, bool commit, int zeros)
+{
+    float *cell = dynamic_shared<float>();
+    const unsigned i = threadIdx.x, next = (i + 1) % blockDim.x;
+    __pipeline_memcpy_async(cell + 4 * i, x + 4 * i, 8);
+    __pipeline_commit();
+    __pipeline_memcpy_async(cell + 4 * i + 2, x + 4 * i + 2, 8, (size_t)zeros);
+    if (commit)
+        __pipeline_commit();
+    __pipeline_wait_prior((size_t)late);
+    __syncthreads();
+    for (unsigned j = 0; j < 4; j++)
+        out[4 * i + j] = cell[4 * next + j];
+    __syncthreads();
+    if (!commit)
+        __pipeline_commit();
+    __pipeline_wait_prior(0);
+}
+
+static __global__ void forgotten_copy_kernel(const float *x)
+{
+    __pipeline_memcpy_async(dynamic_shared<float>() + threadIdx.x, x + threadIdx.x, 4);
+    __pipeline_commit();
+}
+
+static __global__ void misaligned_copy_kernel(const float *x)
+{
+    __pipeline_memcpy_async(dynamic_shared<float>() + 4, x + 1, 16);
+}
+
+// What has come of the four floats of each thread, of which the last is `last`; NaN for the others.
+static bool copied(int late, bool commit, int zeros, unsigned come, float last)
+{
+    const unsigned threads = 70;
+    std::vector<float> x(4 * threads);
+    for (unsigned i = 0; i < 4 * threads; i++)
+        x[i] = (float)i + 1;
+    device_buffer<float> from(x), to(std::vector<float>(4 * threads, 0.0f));
+    run(copies_kernel, dim3(3), dim3(threads), 16 * threads, from.data(), to.data(), late, commit,
+        zeros);
+    const std::vector<float> got = to.download();
+    bool good = true;
+    for (unsigned i = 0; i < 4 * threads; i++) {
+        const float expected = x[(i + 4) % (4 * threads)] * (i % 4 == 3 ? last : 1.0f);
+        good = good && (i % 4 < come ? got[i] == expected : isnan(got[i]));
+    }
+    return good;
+}
+
+static void test_copies()
+{
+    CHECK(copied(0, true, 0, 4, 1));
+    CHECK(copied(0, true, 4, 4, 0));
+    CHECK(copied(1, true, 0, 2, 1));
+    CHECK(copied(2, true, 0, 0, 1));
+    CHECK(copied(0, false, 0, 2, 1)); // a group that is not committed is not waited for
+}
+
+static void test_misused_copies()
+{
+    device_buffer<float> floats(64);
+    CHECK(dies([&] { run(forgotten_copy_kernel, dim3(2), dim3(32), 128, floats.data()); },
+               "without waiting for its asynchronous copies", "forgotten_copy_kernel"));
+    CHECK(dies([&] { run(misaligned_copy_kernel, dim3(1), dim3(32), 128, floats.data()); },
+               "not aligned to its size"));
+}
+
 // ------------------------------------------------------------------------------- launches
 
 static __global__ void nothing_kernel()
@@ -497,10 +570,12 @@ int main()
                                           {"shuffles", test_shuffles},
                                           {"votes", test_votes},
                                           {"fresh shared memory", test_fresh_shared},
+                                          {"copies", test_copies},
                                           {"launches", test_launches}});
     test_missing_barriers();
     test_missing_warp_barriers();
     test_out_of_bounds();
     test_misuse();
+    test_misused_copies();
     return status;
 }

@@ -23,6 +23,8 @@ typedef std::lock_guard<std::recursive_mutex> runtime_guard;
 [[noreturn]] __attribute__((format(printf, 1, 2))) void die(const char *format, ...);
 
 int schedule_order();
+// At the end of a block: aborts if asynchronous copies are under way.
+void end_copies();
 
 // ---- devices
 int devices();

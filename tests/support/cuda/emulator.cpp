@@ -296,6 +296,7 @@ bool start_block(worker *w)
 void end_block(worker *w)
 {
     check_shared(w);
+    end_copies();
     if (w->collectives_used)
         check_collectives(w);
 }
