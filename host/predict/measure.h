@@ -13,21 +13,22 @@ typedef struct measure_request {
     float *outputs;       /* [n_windows] what the network gives for them; NULL: nobody asks */
     size_t job_windows;   /* of the volume: batch and plans are those of such a job */
     unsigned batch;       /* windows per call; 0: as for the volume */
-    unsigned calls;       /* of the network in a run, for each that runs at the same time */
-    unsigned warmup, runs;
-    bool layers; /* the steps one by one as well */
+    double run_seconds;   /* that a run lasts at least, by as many calls as it takes; 0: one call */
+    unsigned warmup, runs; /* at least 1 and 0 */
+    bool layers;           /* the steps one by one as well, in as many runs */
     /* Between runs, with the share done; anything but DM_OK ends the measurement. */
     dm_status (*go_on)(void *context, double share, dm_error *err);
     void *context;
 } measure_request;
 
-/* A step, per window: median over the runs. */
+/* A step. seconds: median over the runs, of one window where `at_once` of them run at the same time,
+ * by which they are divided: so the steps of a window add up to what a window costs the machine. */
 typedef struct measure_layer {
     char name[128], way[160];
-    double seconds, bytes, flop; /* NAN: not known */
+    double seconds, bytes, flop; /* of a window; NAN: not known */
 } measure_layer;
 
-/* What device memory the network took; 0 on the host. Owned by who gave it, measure_clear. */
+/* Released with measure_clear. */
 typedef struct measure_result {
     unsigned batch;   /* windows per call, as it was */
     unsigned at_once; /* calls at the same time */
@@ -36,7 +37,7 @@ typedef struct measure_result {
     double *seconds; /* [n_runs] */
     size_t n_layers;
     measure_layer *layers;
-    size_t device_bytes;
+    size_t device_bytes; /* that the network took; 0 on the host */
 } measure_result;
 
 /* NAN: not measured, since the backend has no such thing. */
@@ -48,6 +49,20 @@ typedef struct measured_ceilings {
     char product_how[160]; /* which kernel of the library's that was */
 } measured_ceilings;
 
+/* Room for the runs, and for n layers. */
+dm_status measure_make(const measure_request *request, size_t n_layers, measure_result *result,
+                       dm_error *err);
 void measure_clear(measure_result *result);
+
+/* Ascending. */
+void measure_sort(double *values, size_t n);
+/* The smallest of sorted values that a share of them does not exceed (nearest rank); of two values
+ * in the middle, for 0.5, their mean. NAN for n == 0. */
+double measure_percentile(const double *sorted, size_t n, double share);
+/* Sorts them. */
+double measure_median(double *values, size_t n);
+
+/* Calls of a run that lasts so long, if `calls` lasted `seconds`. */
+size_t measure_calls(double run_seconds, size_t calls, double seconds);
 
 #endif

@@ -17,6 +17,7 @@
 #include "base/parallel.h"
 #include "predict/backend.h"
 #include "predict/cpu/cpu_info.h"
+#include "predict/cpu/cpu_measure.h"
 #include "predict/cpu/network.h"
 #include "predict/gather.h"
 #include "predict/job_messages.h"
@@ -379,10 +380,40 @@ static bool supports(const char *device, dm_precision precision)
     return network_supports(precision);
 }
 
+/* ---- Benchmark ------------------------------------------------------------------------------ */
+
+static dm_status measure(void *state, const measure_request *request, measure_result *result,
+                         dm_error *err)
+{
+    cpu_state *s = state;
+    dm_status status = DM_OK;
+    for (unsigned i = 0; i < s->n_workers && status == DM_OK; i++)
+        if (!s->workers[i])
+            status = worker_create(s->network, &s->workers[i], err);
+    if (status == DM_OK)
+        status = cpu_measure(s->plan, s->network, s->workers, s->n_workers, request, result, err);
+    return status;
+}
+
+static dm_status ceilings(void *state, measured_ceilings *found, dm_error *err)
+{
+    const cpu_state *s = state;
+    return cpu_ceilings(s->plan->options.type, s->threads, found, err);
+}
+
+static double energy(void *state)
+{
+    (void)state;
+    return cpu_energy();
+}
+
 const backend cpu_backend = {.name = "cpu",
                              .description = describe,
                              .plan_needs = network_plan_needs,
                              .supports = supports,
                              .create = create,
                              .run = run,
-                             .destroy = destroy};
+                             .destroy = destroy,
+                             .measure = measure,
+                             .ceilings = ceilings,
+                             .energy = energy};

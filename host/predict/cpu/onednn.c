@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The only file that knows oneDNN. Its C API changed with version 3: memory descriptors became
+ * The only file that runs a network by oneDNN. Its C API changed with version 3: memory descriptors became
  * opaque, operation descriptors went; the section "Versions" hides that.
  *
  * The number of threads is fixed when a primitive is made, from OpenMP's setting; when it runs, the
