@@ -454,6 +454,7 @@ static int reset(void **state)
     unsetenv("DOSEMAP_REFERENCE_CONVOLUTION");
     reference_convolution_set_fault(REFERENCE_SOUND, 0);
     reference_convolution_set_joins(true);
+    reference_convolution_set_offers(0, 0, 0);
     return 0;
 }
 
@@ -479,6 +480,44 @@ static void test_candidates(void **state)
     s.precompiled = false;
     reference_convolution_set_joins(false);
     assert_int_equal(try_plan(&s, 0), DM_ERROR_UNSUPPORTED);
+}
+
+/* The plan with that description, from `saved`; whether it had to be made anew. */
+static bool finds(const library_convolution_spec *s, const char *engine, const char *saved,
+                  bool *anew)
+{
+    library_convolution *c = NULL;
+    unsigned made = reference_convolution_plans(), restored = reference_convolution_restored();
+    dm_status status = library_convolution_find(library, s, engine, saved, &c, NULL);
+    assert_true((status == DM_OK) == (c != NULL));
+    assert_true(c || status == DM_ERROR_UNSUPPORTED);
+    bool found = c && strcmp(library_convolution_describe(c), engine) == 0;
+    *anew = reference_convolution_plans() == made + 1;
+    assert_int_equal(reference_convolution_restored() - restored, found && !*anew);
+    library_convolution_free(c);
+    return found;
+}
+
+static void test_saved_plans(void **state)
+{
+    (void)state;
+    library_convolution_spec s = spec_of(8, 8, cube8, 3, 1, 1),
+                             other = spec_of(8, 16, cube8, 3, 1, 1);
+    char *saved = NULL;
+    bool anew;
+    reference_convolution_set_offers(3, 0, 0);
+    library_convolution *c = plan_of(&s, 2);
+    assert_int_equal(library_convolution_save(c, &saved, NULL), DM_OK);
+    const char *engine = library_convolution_describe(c);
+    assert_true(finds(&s, engine, saved, &anew) && !anew);
+    assert_true(finds(&s, engine, NULL, &anew) && anew);
+    assert_true(finds(&s, engine, "of no use", &anew) && anew);
+    assert_true(finds(&other, engine, saved, &anew) && anew);
+    assert_false(finds(&s, "reference 3", saved, &anew));
+    reference_convolution_set_offers(2, 0, 0);
+    assert_false(finds(&s, engine, saved, &anew));
+    dm_string_free(saved);
+    library_convolution_free(c);
 }
 
 static void test_planted_faults(void **state)
@@ -561,6 +600,7 @@ int main(void)
         cmocka_unit_test(test_threads_change_no_byte),
         cmocka_unit_test(test_capture),
         cmocka_unit_test_teardown(test_candidates, reset),
+        cmocka_unit_test_teardown(test_saved_plans, reset),
         cmocka_unit_test_teardown(test_planted_faults, reset),
         cmocka_unit_test_teardown(test_faults_from_the_environment, reset),
         cmocka_unit_test_teardown(test_misuse, reset),

@@ -18,7 +18,6 @@
 #include "base/error.h"
 #include "predict/cuda/cudnn_library.h"
 
-enum { UID_X = 1, UID_WEIGHT, UID_Y, UID_BIAS, UID_RESIDUAL, UID_BETWEEN };
 enum { MAX_MADE = 24, MAX_CONFIGS = 64, MAX_KNOBS = 16, NAME_SIZE = 192 };
 
 /* What is known of an engine configuration. */
@@ -65,144 +64,6 @@ void cudnn_release(const convolution_library *l, preferences *p)
     for (size_t i = p->n_made; i-- > 0;)
         l->api.cudnnBackendDestroyDescriptor(p->made[i]);
     free(p);
-}
-
-/* ---- The operation graph of a spec ---------------------------------------------------------- */
-
-/* Channels-last; cuDNN wants sizes and strides as N, C, D, H, W. */
-static descriptor tensor(builder *b, int64_t uid, cudnnDataType_t type, size_t samples,
-                         size_t channels, const size_t dim[3])
-{
-    const int64_t c = (int64_t)channels, x = (int64_t)dim[2] * c, y = (int64_t)dim[1] * x;
-    const int64_t size[5] = {(int64_t)samples, c, (int64_t)dim[0], (int64_t)dim[1],
-                             (int64_t)dim[2]};
-    const int64_t stride[5] = {(int64_t)dim[0] * y, 1, y, x, c};
-    const int64_t alignment = uid == UID_BIAS ? 4 : LIBRARY_CONVOLUTION_ALIGNMENT;
-    const bool between = uid >= UID_BETWEEN;
-    descriptor t = cudnn_make(b, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &uid);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 5, size);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 5, stride);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment);
-    cudnn_set(b, t, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &between);
-    cudnn_finish(b, t, "a tensor");
-    return t;
-}
-
-static cudnnDataType_t data_type(element_type type)
-{
-    return type == ELEMENT_F32    ? CUDNN_DATA_FLOAT
-           : type == ELEMENT_BF16 ? CUDNN_DATA_BFLOAT16
-                                  : CUDNN_DATA_HALF;
-}
-
-/* What a step of the chain writes: y behind the last, else a value that stays in registers. */
-static descriptor result(builder *b, int steps_left)
-{
-    const library_convolution_spec *s = &b->p->spec;
-    return steps_left == 0
-               ? tensor(b, UID_Y, data_type(s->type), s->samples, s->out_channels, s->out_dim)
-               : tensor(b, UID_BETWEEN + steps_left, CUDNN_DATA_FLOAT, s->samples, s->out_channels,
-                        s->out_dim);
-}
-
-static void set_triple(builder *b, descriptor d, cudnnBackendAttributeName_t name, const int v[3])
-{
-    const int64_t wide[3] = {v[0], v[1], v[2]};
-    cudnn_set(b, d, name, CUDNN_TYPE_INT64, 3, wide);
-}
-
-static descriptor convolution(builder *b, descriptor to)
-{
-    const library_convolution_spec *s = &b->p->spec;
-    const cudnnDataType_t type = data_type(s->type), sums = CUDNN_DATA_FLOAT;
-    const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
-    const int64_t axes = 3;
-    const float one = 1, zero = 0;
-    const size_t kernel[3] = {(size_t)s->kernel[0], (size_t)s->kernel[1], (size_t)s->kernel[2]};
-    descriptor x = tensor(b, UID_X, type, s->samples, s->in_channels, s->in_dim);
-    descriptor w =
-        tensor(b, UID_WEIGHT, type, s->out_channels, s->in_channels / (size_t)s->groups, kernel);
-
-    descriptor c = cudnn_make(b, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
-    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &sums);
-    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
-    cudnn_set(b, c, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &axes);
-    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_DILATIONS, s->dilation);
-    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, s->stride);
-    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, s->pad_begin);
-    set_triple(b, c, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, s->pad_end);
-    cudnn_finish(b, c, "the convolution");
-
-    descriptor o = cudnn_make(b, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, to);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, c);
-    cudnn_set(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one);
-    cudnn_set(b, o, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero);
-    cudnn_finish(b, o, "the convolution");
-    return o;
-}
-
-/* to = from + operand, or without an operand LeakyReLU(from). */
-static descriptor pointwise(builder *b, descriptor from, descriptor operand, descriptor to)
-{
-    const cudnnPointwiseMode_t mode = operand ? CUDNN_POINTWISE_ADD : CUDNN_POINTWISE_RELU_FWD;
-    const cudnnDataType_t precision = CUDNN_DATA_FLOAT;
-    /* A NaN must stay one: it is an error that shows in the dose. */
-    const cudnnNanPropagation_t nan = CUDNN_PROPAGATE_NAN;
-    const double slope = (double)b->p->spec.slope;
-    descriptor p = cudnn_make(b, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-    cudnn_set(b, p, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
-    cudnn_set(b, p, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &precision);
-    if (!operand) {
-        cudnn_set(b, p, CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_TYPE_NAN_PROPOGATION, 1, &nan);
-        cudnn_set(b, p, CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP_SLOPE, CUDNN_TYPE_DOUBLE, 1, &slope);
-    }
-    cudnn_finish(b, p, "a joined operation");
-
-    descriptor o = cudnn_make(b, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, p);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, from);
-    if (operand)
-        cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, operand);
-    cudnn_set_descriptor(b, o, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, to);
-    cudnn_finish(b, o, "a joined operation");
-    return o;
-}
-
-static void describe_graph(builder *b)
-{
-    const library_convolution_spec *s = &b->p->spec;
-    static const size_t one_voxel[3] = {1, 1, 1};
-    int left = s->bias + s->residual + s->activate;
-    descriptor value = result(b, left), operand, to, operation[4];
-    int64_t n = 0;
-    operation[n++] = convolution(b, value);
-    if (s->bias) {
-        operand = tensor(b, UID_BIAS, CUDNN_DATA_FLOAT, 1, s->out_channels, one_voxel);
-        to = result(b, --left);
-        operation[n++] = pointwise(b, value, operand, to);
-        value = to;
-    }
-    if (s->residual) {
-        operand =
-            tensor(b, UID_RESIDUAL, data_type(s->type), s->samples, s->out_channels, s->out_dim);
-        to = result(b, --left);
-        operation[n++] = pointwise(b, value, operand, to);
-        value = to;
-    }
-    if (s->activate)
-        operation[n++] = pointwise(b, value, NULL, result(b, 0));
-    b->p->graph = cudnn_make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-    if (b->library->handle)
-        cudnn_set(b, b->p->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1,
-                  &b->library->handle);
-    cudnn_set(b, b->p->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, n,
-              operation);
-    cudnn_finish(b, b->p->graph, "the graph");
 }
 
 /* ---- What cuDNN prefers --------------------------------------------------------------------- */
@@ -338,7 +199,7 @@ static dm_status find_preferences(convolution_library *l, const library_convolut
     p->owners = 1;
     p->spec = *spec;
     builder b = {.library = l, .p = p};
-    describe_graph(&b);
+    p->graph = cudnn_graph_of(&b, spec);
     if (b.status != CUDNN_STATUS_SUCCESS) {
         cudnn_release(l, p);
         return refusal(l, b.status, b.problem, err);
@@ -371,6 +232,15 @@ dm_status cudnn_check_engines(convolution_library *l, dm_error *err)
 
 /* ---- Plans ---------------------------------------------------------------------------------- */
 
+static void set_device(builder *b, descriptor plan)
+{
+    const convolution_library *l = b->library;
+    if (l->handle)
+        cudnn_set(b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &l->handle);
+    else
+        cudnn_set_descriptor(b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, l->device);
+}
+
 /* A finalised plan and its workspace, or NULL, the configuration being left out then. */
 static descriptor try_plan(const convolution_library *l, preferences *p, engine_config *c,
                            size_t *workspace, cudnnStatus_t *status)
@@ -379,10 +249,7 @@ static descriptor try_plan(const convolution_library *l, preferences *p, engine_
     int64_t bytes = -1;
     descriptor plan = cudnn_make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     cudnn_set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, c->config);
-    if (l->handle)
-        cudnn_set(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &l->handle);
-    else
-        cudnn_set_descriptor(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, l->device);
+    set_device(&b, plan);
     cudnn_finish(&b, plan, "its plan");
     *status = b.status;
     if (b.status == CUDNN_STATUS_SUCCESS &&
@@ -463,32 +330,179 @@ static dm_status choose(library_convolution *out, unsigned candidate, dm_error *
     return refusal(l, CUDNN_STATUS_NOT_SUPPORTED, text, err);
 }
 
+/* Is it one, and one that may be asked for? */
+static dm_status check_spec(const convolution_library *library,
+                            const library_convolution_spec *spec, dm_error *err)
+{
+    dm_status status = library_convolution_check(spec, err);
+    if (status == DM_OK && spec->tf32 && !convolution_library_tf32_is_sound(library->version))
+        status = error_set(err, DM_ERROR_UNSUPPORTED, NULL, "install cuDNN 9.16 or newer",
+                           "%s computes 3D convolutions in TF32 wrongly", library->name);
+    return status;
+}
+
+/* Without a plan yet. */
+static dm_status make(convolution_library *library, preferences *from, library_convolution **made,
+                      dm_error *err)
+{
+    *made = calloc(1, sizeof **made);
+    if (!*made)
+        return error_memory(err, sizeof **made, "a convolution's plan");
+    (*made)->library = library;
+    (*made)->from = from;
+    from->owners++;
+    return DM_OK;
+}
+
 dm_status library_convolution_create(convolution_library *library,
                                      const library_convolution_spec *spec, unsigned candidate,
                                      library_convolution **convolution, dm_error *err)
 {
+    library_convolution *c = NULL;
     *convolution = NULL;
-    dm_status status = library_convolution_check(spec, err);
-    if (status != DM_OK)
-        return status;
-    if (spec->tf32 && !convolution_library_tf32_is_sound(library->version))
-        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "install cuDNN 9.16 or newer",
-                         "%s computes 3D convolutions in TF32 wrongly", library->name);
-    status = find_preferences(library, spec, err);
-    if (status != DM_OK)
-        return status;
-    library_convolution *c = calloc(1, sizeof *c);
-    if (!c)
-        return error_memory(err, sizeof *c, "a convolution's plan");
-    c->library = library;
-    c->from = library->latest;
-    c->from->owners++;
-    status = choose(c, candidate, err);
+    dm_status status = check_spec(library, spec, err);
+    if (status == DM_OK)
+        status = find_preferences(library, spec, err);
+    if (status == DM_OK)
+        status = make(library, library->latest, &c, err);
+    if (status == DM_OK)
+        status = choose(c, candidate, err);
     if (status == DM_OK)
         *convolution = c;
     else
         library_convolution_free(c);
     return status;
+}
+
+/* ---- Plans that were found before ----------------------------------------------------------- */
+
+dm_status library_convolution_save(const library_convolution *convolution, char **saved,
+                                   dm_error *err)
+{
+    const cudnn_api *api = &convolution->library->api;
+    int64_t size = 0, got = 0;
+    *saved = NULL;
+    if (api->cudnnBackendGetAttribute(convolution->plan,
+                                      CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION,
+                                      CUDNN_TYPE_CHAR, 0, &size, NULL) != CUDNN_STATUS_SUCCESS ||
+        size <= 0)
+        return DM_OK;
+    char *text = calloc((size_t)size + 1, 1);
+    if (!text)
+        return error_memory(err, (size_t)size + 1, "a convolution's plan");
+    if (api->cudnnBackendGetAttribute(convolution->plan,
+                                      CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION,
+                                      CUDNN_TYPE_CHAR, size, &got, text) == CUDNN_STATUS_SUCCESS)
+        *saved = text;
+    else
+        free(text);
+    return DM_OK;
+}
+
+/* The engine of a plan, examined as those that the heuristics name. */
+static bool examine_plan(const convolution_library *l, preferences *p, descriptor plan)
+{
+    engine_config *c = &p->config[p->n_configs];
+    if (cudnn_get_descriptors(&l->api, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
+                              CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, 1, &c->config) != 1)
+        return false;
+    p->n_configs++;
+    examine(&l->api, p, c);
+    return c->state != LEFT_OUT;
+}
+
+/* Is that the name in front of the colon of a description? */
+static bool is_engine(const engine_config *c, const char *description)
+{
+    size_t n = strcspn(description, ":");
+    return strlen(c->name) == n && memcmp(c->name, description, n) == 0;
+}
+
+/* Leaves c->plan empty where the library does not take it, or it is not what it should be. */
+static void restore(library_convolution *c, const char *engine, const char *saved)
+{
+    const convolution_library *l = c->library;
+    builder b = {.library = l};
+    int64_t bytes = -1;
+    descriptor plan = cudnn_make(&b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+    set_device(&b, plan);
+    cudnn_set(&b, plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+              (int64_t)strlen(saved), saved);
+    cudnn_finish(&b, plan, "its plan");
+    if (b.status == CUDNN_STATUS_SUCCESS && examine_plan(l, c->from, plan) &&
+        is_engine(&c->from->config[0], engine) &&
+        cudnn_get(&l->api, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
+                  &bytes) == 1 &&
+        bytes >= 0 && (uint64_t)bytes <= LIBRARY_CONVOLUTION_MAX_WORKSPACE) {
+        c->plan = plan;
+        c->workspace = (size_t)bytes;
+        describe(c, &c->from->config[0]);
+    } else if (plan) {
+        l->api.cudnnBackendDestroyDescriptor(plan);
+    }
+}
+
+static dm_status find_saved(convolution_library *library, const library_convolution_spec *spec,
+                            const char *engine, const char *saved,
+                            library_convolution **convolution, dm_error *err)
+{
+    library_convolution *c = NULL;
+    preferences *p = calloc(1, sizeof *p);
+    if (!p)
+        return error_memory(err, sizeof *p, "a convolution's plans");
+    p->owners = 1;
+    p->spec = *spec;
+    dm_status status = make(library, p, &c, err);
+    if (status == DM_OK)
+        restore(c, engine, saved);
+    if (status == DM_OK && c->plan)
+        *convolution = c;
+    else
+        library_convolution_free(c);
+    cudnn_release(library, p); /* it is the convolution's, if there is one */
+    return status;
+}
+
+/* From one of the latest preferences. */
+static dm_status find_offered(convolution_library *library, engine_config *config,
+                              library_convolution **convolution, dm_error *err)
+{
+    cudnnStatus_t code = CUDNN_STATUS_SUCCESS;
+    library_convolution *c = NULL;
+    dm_status status = make(library, library->latest, &c, err);
+    if (status != DM_OK)
+        return status;
+    c->plan = try_plan(library, c->from, config, &c->workspace, &code);
+    if (c->plan) {
+        describe(c, config);
+        *convolution = c;
+        return DM_OK;
+    }
+    library_convolution_free(c);
+    return cudnn_is_memory(code) ? cudnn_failure(library, code, config->name, err)
+                                 : refusal(library, code, "the engine has none any more", err);
+}
+
+dm_status library_convolution_find(convolution_library *library,
+                                   const library_convolution_spec *spec, const char *engine,
+                                   const char *saved, library_convolution **convolution,
+                                   dm_error *err)
+{
+    *convolution = NULL;
+    dm_status status = check_spec(library, spec, err);
+    if (status == DM_OK && saved)
+        status = find_saved(library, spec, engine, saved, convolution, err);
+    if (status != DM_OK || *convolution)
+        return status;
+    status = find_preferences(library, spec, err);
+    for (size_t i = 0; status == DM_OK && i < library->latest->n_configs; i++) {
+        engine_config *config = &library->latest->config[i];
+        if (config->state != LEFT_OUT && is_engine(config, engine))
+            return find_offered(library, config, convolution, err);
+    }
+    return status == DM_OK
+               ? refusal(library, CUDNN_STATUS_NOT_SUPPORTED, "the engine is not offered", err)
+               : status;
 }
 
 void library_convolution_free(library_convolution *convolution)

@@ -61,6 +61,12 @@ typedef struct builder {
     char problem[PROBLEM_SIZE];
 } builder;
 
+/* Tensors of a graph. */
+enum { UID_X = 1, UID_WEIGHT, UID_Y, UID_BIAS, UID_RESIDUAL, UID_BETWEEN };
+
+/* Of cudnn_graph.c: the operation graph of a spec, which b->p keeps with all that it is made of. */
+descriptor cudnn_graph_of(builder *b, const library_convolution_spec *spec);
+
 /* Takes down a failure. */
 void cudnn_note(builder *b, cudnnStatus_t status, const char *what);
 /* Kept for b->p (cudnn_keep) where there is one, else the caller's to destroy. */

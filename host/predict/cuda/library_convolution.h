@@ -116,6 +116,21 @@ dm_status library_convolution_create(convolution_library *library,
                                      library_convolution **convolution, dm_error *err);
 void library_convolution_free(library_convolution *convolution); /* NULL is fine */
 
+/* The plan in the library's own words, with the code of engines that are compiled at run time, so
+ * that library_convolution_find need not compile it again; dm_string_free. NULL, which is no error,
+ * if the library has no words for it. Errors: MEMORY. */
+dm_status library_convolution_save(const library_convolution *convolution, char **saved,
+                                   dm_error *err);
+
+/* The plan whose description begins as `engine` does, up to the colon: from `saved`, if that is not
+ * NULL and the library takes it, else made anew. `saved` has to come from the same spec, version of
+ * the library and kind of device, and from nobody else: a library does not defend itself.
+ * Errors: as library_convolution_create, UNSUPPORTED also where there is no such engine. */
+dm_status library_convolution_find(convolution_library *library,
+                                   const library_convolution_spec *spec, const char *engine,
+                                   const char *saved, library_convolution **convolution,
+                                   dm_error *err);
+
 /* What it was made for. */
 const library_convolution_spec *library_convolution_spec_of(const library_convolution *convolution);
 

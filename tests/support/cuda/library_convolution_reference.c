@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/cores.h"
 #include "base/error.h"
@@ -40,6 +41,7 @@ typedef struct enqueued {
 struct library_convolution {
     library_convolution_spec spec;
     reference_fault fault;
+    unsigned candidate, late_ms;
     size_t workspace;
     enqueued *runs;
     char text[96];
@@ -51,8 +53,9 @@ static struct {
     reference_fault fault;
     unsigned candidates;
     bool unjoined, absent;
+    unsigned offered, fast, late_ms;
 } settings;
-static atomic_uint plans_made, runs_enqueued;
+static atomic_uint plans_made, plans_restored, runs_enqueued;
 
 void reference_convolution_set_fault(reference_fault fault, unsigned candidates)
 {
@@ -63,6 +66,18 @@ void reference_convolution_set_fault(reference_fault fault, unsigned candidates)
 void reference_convolution_set_joins(bool joins)
 {
     settings.unjoined = !joins;
+}
+
+void reference_convolution_set_offers(unsigned offered, unsigned fast, unsigned late_ms)
+{
+    settings.offered = offered;
+    settings.fast = fast;
+    settings.late_ms = late_ms;
+}
+
+unsigned reference_convolution_restored(void)
+{
+    return atomic_load(&plans_restored);
 }
 
 unsigned reference_convolution_plans(void)
@@ -90,6 +105,11 @@ static void read_environment(void)
             reference_convolution_set_joins(false);
         if (!known && strncmp(list, "absent", 6) == 0)
             known = settings.absent = true;
+        unsigned offered, fast, late_ms;
+        if (!known && sscanf(list, "offers=%u:%u:%u", &offered, &fast, &late_ms) == 3) {
+            reference_convolution_set_offers(offered, fast, late_ms);
+            known = true;
+        }
         for (int f = REFERENCE_WRONG; f <= REFERENCE_NO_PLAN && !known; f++) {
             known = strncmp(list, words[f], strlen(words[f])) == 0;
             if (known)
@@ -318,6 +338,8 @@ static void run_now(void *argument)
               .taps = (size_t)s->kernel[0] * (size_t)s->kernel[1] * (size_t)s->kernel[2]};
     w.blocks = (w.per_out + LANES - 1) / LANES;
     unsigned char *workspace = call->workspace;
+    const struct timespec late = {.tv_nsec = (long)call->convolution->late_ms * 1000000};
+    nanosleep(&late, NULL);
     for (size_t i = 0; i < call->convolution->workspace; i++)
         workspace[i] = (unsigned char)(i % 251);
     lay_out(&w);
@@ -388,7 +410,9 @@ static dm_status no_plan(dm_error *err)
 static unsigned candidates_of(const library_convolution_spec *spec)
 {
     bool joined = spec->bias || spec->residual || spec->activate;
-    return joined ? !settings.unjoined && !spec->precompiled : 2;
+    if (joined && (settings.unjoined || spec->precompiled))
+        return 0;
+    return settings.offered ? settings.offered : joined ? 1 : 2;
 }
 
 dm_status library_convolution_offers(convolution_library *library,
@@ -419,11 +443,59 @@ dm_status library_convolution_create(convolution_library *library,
         return error_memory(err, sizeof *c, "a reference convolution");
     c->spec = *spec;
     c->fault = faulty ? settings.fault : REFERENCE_SOUND;
+    c->candidate = candidate;
+    c->late_ms = settings.offered && candidate != settings.fast ? settings.late_ms : 0;
     c->workspace = candidate == 0 ? 1000 + 8 * spec->out_channels : 0;
     snprintf(c->text, sizeof c->text, "reference %u%s%s%s", candidate, spec->bias ? " + bias" : "",
              spec->residual ? " + residual" : "", spec->activate ? " + activation" : "");
     atomic_fetch_add(&plans_made, 1);
     *convolution = c;
+    return DM_OK;
+}
+
+/* All of a spec that a plan depends on, and which plan it is. */
+static void write_saved(const library_convolution_spec *s, unsigned candidate, char text[320])
+{
+    int n = snprintf(text, 320, "plan %u of %d %d %u %zu %zu %d %d %d %d %a", candidate,
+                     (int)s->type, s->tf32, s->samples, s->in_channels, s->out_channels, s->groups,
+                     s->bias, s->residual, s->activate, (double)s->slope);
+    for (int a = 0; a < 3; a++)
+        n += snprintf(text + n, (size_t)(320 - n), ", %zu %zu %d %d %d %d %d", s->in_dim[a],
+                      s->out_dim[a], s->kernel[a], s->stride[a], s->dilation[a], s->pad_begin[a],
+                      s->pad_end[a]);
+}
+
+dm_status library_convolution_save(const library_convolution *convolution, char **saved,
+                                   dm_error *err)
+{
+    *saved = malloc(320);
+    if (!*saved)
+        return error_memory(err, 320, "a reference convolution's plan");
+    write_saved(&convolution->spec, convolution->candidate, *saved);
+    return DM_OK;
+}
+
+dm_status library_convolution_find(convolution_library *library,
+                                   const library_convolution_spec *spec, const char *engine,
+                                   const char *saved, library_convolution **convolution,
+                                   dm_error *err)
+{
+    char expected[320];
+    *convolution = NULL;
+    for (unsigned candidate = 0;; candidate++) {
+        unsigned before = atomic_load(&plans_made);
+        dm_status status = library_convolution_create(library, spec, candidate, convolution, err);
+        if (status != DM_OK)
+            return status;
+        atomic_store(&plans_made, before); /* of those that are only looked at */
+        if (strcmp((*convolution)->text, engine) == 0)
+            break;
+        library_convolution_free(*convolution);
+        *convolution = NULL;
+    }
+    write_saved(spec, (*convolution)->candidate, expected);
+    bool restored = saved && strcmp(saved, expected) == 0;
+    atomic_fetch_add(restored ? &plans_restored : &plans_made, 1);
     return DM_OK;
 }
 

@@ -29,14 +29,21 @@ void reference_convolution_set_fault(reference_fault fault, unsigned candidates)
 /* Whether bias, residual and activation can be joined; true at first. */
 void reference_convolution_set_joins(bool joins);
 
+/* Every spec for which there is a plan at all has `offered` of them (0: as many as said above), and
+ * all but number `fast` take late_ms, below 1000, longer to run. */
+void reference_convolution_set_offers(unsigned offered, unsigned fast, unsigned late_ms);
+
 /* The same for a program: $DOSEMAP_REFERENCE_CONVOLUTION, read when the library is opened, a list
- * such as "unjoined,wrong=1": unjoined; absent (the library is not installed); one of wrong, stale,
+ * such as "unjoined,wrong=1": unjoined; absent (the library is not installed);
+ * offers=OFFERED:FAST:LATE_MS; one of wrong, stale,
  * sample, border, tap, nan, fails, none with a number of candidates. Without the variable, the
  * settings stay as they are. */
 
 /* How many plans were made and runs enqueued since the process began. */
 unsigned reference_convolution_plans(void);
 unsigned reference_convolution_runs(void);
+/* Plans that came from what library_convolution_save wrote. */
+unsigned reference_convolution_restored(void);
 
 #ifdef __cplusplus
 }
