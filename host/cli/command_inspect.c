@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
-#include "cli/number_list.h"
+#include "cli/running_options.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
 
@@ -89,25 +89,11 @@ static int inspect(const char *path, const inspect_args *args, const size_t tile
     return status == DM_OK ? EXIT_DONE : EXIT_FAILED;
 }
 
-/* False if it is none. */
-static bool parse_tile(const char *text, size_t tile[3])
-{
-    double n[3];
-    size_t count = number_list(text, n, 3);
-    for (size_t a = 0; a < 3; a++) {
-        double edge = count == 1 ? n[0] : count == 3 ? n[a] : 0;
-        if (!(edge >= 1 && edge <= 65536 && edge == floor(edge)))
-            return false;
-        tile[a] = (size_t)edge;
-    }
-    return true;
-}
-
 static int check_arguments(const inspect_args *args, const string_list *files, size_t tile[3])
 {
     if (files->count > 1)
         return usage_error(&command_inspect, "one weights file is wanted, not %zu", files->count);
-    if (args->tile && !parse_tile(args->tile, tile))
+    if (args->tile && !parse_edges(args->tile, tile))
         return usage_error(&command_inspect, "--tile wants N or X,Y,Z, not '%s'", args->tile);
     if (args->windows > 0 && args->windows != floor(args->windows))
         return usage_error(&command_inspect, "--windows wants a whole number");

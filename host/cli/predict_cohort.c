@@ -167,7 +167,7 @@ static const char *other_option(const predict_job *job, const json_t *sidecar,
         return "--activity";
     if (!model || strcmp(model, dm_model_name(job->model)) != 0)
         return "--model";
-    if (!isnan(args->overlap) && json_number_value(overlap) != args->overlap)
+    if (!isnan(args->running.overlap) && json_number_value(overlap) != args->running.overlap)
         return "--overlap";
     if (args->labels.count > 0 &&
         (!dose_sidecar_has_output(sidecar, "dvh") || access(paths->dvh, R_OK) != 0 ||
@@ -326,7 +326,7 @@ static void write_stage(void *context, size_t index)
                           job->command_line};
     if (item->status == DM_OK)
         item->status = dm_prediction_write(item->prediction, item->paths.dose, &sources,
-                                           args->threads, &item->err);
+                                           args->running.threads, &item->err);
     pthread_mutex_lock(&job->screen);
     progress_hide(&job->bar);
     if (item->status == DM_OK) {

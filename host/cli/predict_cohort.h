@@ -8,18 +8,17 @@
 
 #include "cli/options.h"
 #include "cli/pet_options.h"
+#include "cli/running_options.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
 
 typedef struct predict_args {
-    const char *output, *out_dir, *model, *label_names, *tile, *memory, *skip_air, *precision,
-        *device, *vx;
+    const char *output, *out_dir, *model, *label_names, *vx;
     string_list labels;
     pet_args pet;
-    double activity_gbq, overlap;
-    unsigned threads, batch;
-    int blend, convolutions;
-    bool resample_labels, force_tile, nan_to_zero, resume, json, quiet;
+    running_args running;
+    double activity_gbq;
+    bool resample_labels, resume, json, quiet;
 } predict_args;
 
 typedef struct predict_job {
