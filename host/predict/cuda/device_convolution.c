@@ -96,26 +96,21 @@ static void fill_joined(const device_network *net, const device_op *op, const de
     choice->bias_done = true;
 }
 
-/* First with what can be joined, then alone. */
-static dm_status find_plan(device_network *net, const device_op *op, const device_tensor *out,
-                           bool links, const library_convolution_spec *alone,
-                           convolution_choice *choice, dm_error *err)
+bool convolution_spec(const device_network *net, device_op *op, const device_tensor *in,
+                      const device_tensor *out, unsigned samples, bool links, bool joined,
+                      library_convolution_spec *spec)
 {
-    library_convolution_spec joined;
-    dm_status status = DM_OK;
-    memcpy(&joined, alone, sizeof joined);
-    if (links) {
-        fill_joined(net, op, out, &joined, choice);
-        if (joined.bias || joined.residual || joined.activate)
-            status = library_find(net, op->step->name, &joined, &choice->conv, op->bias,
-                                  &choice->library, err);
-    }
-    if (status != DM_OK || choice->library)
-        return status;
-    choice->bias_done = !links || !op->bias;
-    choice->links_done = 0;
-    choice->residual = -1;
-    return library_find(net, op->step->name, alone, &choice->conv, NULL, &choice->library, err);
+    convolution_choice *c = &op->conv;
+    c->links_done = 0;
+    c->residual = -1;
+    c->bias_done = !links || !op->bias;
+    if (!fill_spec(net, &c->conv, in, out, samples, spec) || !is_aligned(c->conv.weight))
+        return false;
+    if (!joined)
+        return true;
+    if (links)
+        fill_joined(net, op, out, spec, c);
+    return spec->bias || spec->residual || spec->activate;
 }
 
 /* Does the rest of the chain read what lies in the result's place? */
@@ -128,19 +123,15 @@ static bool reads_place_of(const device_network *net, const device_op *op, const
     return false;
 }
 
-static dm_status choose_library(device_network *net, device_op *op, const device_tensor *in,
-                                const device_tensor *out, unsigned samples, bool links,
-                                dm_error *err)
+dm_status convolution_use_library(const device_network *net, device_op *op, const device_tensor *in,
+                                  const device_tensor *out, unsigned samples, bool links,
+                                  const library_convolution *made, dm_error *err)
 {
     convolution_choice *c = &op->conv;
-    library_convolution_spec spec;
-    if (!fill_spec(net, &c->conv, in, out, samples, &spec) || !is_aligned(c->conv.weight))
-        return DM_OK;
-    dm_status status = find_plan(net, op, out, links, &spec, c, err);
-    if (status != DM_OK || !c->library)
-        return status;
     size_t more = links ? op->n_links - c->links_done : 0;
+    dm_status status = DM_OK;
     c->way = WAY_LIBRARY;
+    c->library = made;
     c->pack = !is_dense(in) || !is_aligned(in->data);
     c->stage = !is_dense(out) || !is_aligned(out->data) || more > DEVICE_MAX_LINKS ||
                (links && reads_place_of(net, op, out));
@@ -149,37 +140,143 @@ static dm_status choose_library(device_network *net, device_op *op, const device
     if (status == DM_OK && c->stage)
         status = scratch_take(op, dense_bytes(out, out->type, samples), &c->stage_at, err);
     if (status == DM_OK)
-        status = scratch_take(op, library_convolution_workspace(c->library), &c->workspace_at, err);
+        status = scratch_take(op, library_convolution_workspace(made), &c->workspace_at, err);
     snprintf(op->way, sizeof op->way, "library%s%s: %.100s", c->pack ? ", packed" : "",
-             c->stage ? ", staged" : "", library_convolution_describe(c->library));
+             c->stage ? ", staged" : "", library_convolution_describe(made));
     return status;
+}
+
+/* First with what can be joined, then alone. */
+static dm_status choose_library(device_network *net, device_op *op, const device_tensor *in,
+                                const device_tensor *out, unsigned samples, bool links,
+                                dm_error *err)
+{
+    for (int joined = 1; joined >= 0; joined--) {
+        library_convolution_spec spec;
+        const library_convolution *made = NULL;
+        if (!convolution_spec(net, op, in, out, samples, links, joined, &spec))
+            continue;
+        dm_status status = library_find(net, op->step->name, &spec, &op->conv.conv,
+                                        joined ? op->bias : NULL, &made, err);
+        if (status != DM_OK)
+            return status;
+        if (made)
+            return convolution_use_library(net, op, in, out, samples, links, made, err);
+    }
+    return DM_OK;
+}
+
+/* ---- Kernels of ours ------------------------------------------------------------------------ */
+
+/* As tuning files have them. */
+static const char *const way_names[] = {[WAY_ANY] = "any",
+                                        [WAY_FIRST] = "first",
+                                        [WAY_TENSOR_CORE] = "tensor_core",
+                                        [WAY_HALO] = "halo",
+                                        [WAY_LIBRARY] = "library"};
+
+const char *convolution_way_name(convolution_way way)
+{
+    return way_names[way];
+}
+
+static bool takes(convolution_way way, const device_convolution *conv, const device_tensor *in,
+                  const device_tensor *target)
+{
+    switch (way) {
+    case WAY_FIRST:
+        return convolution_first_takes(conv, in, target);
+    case WAY_TENSOR_CORE:
+        return convolution_tensor_core_takes(conv, in, target);
+    case WAY_HALO:
+        return convolution_halo_takes(conv, in, target);
+    case WAY_ANY:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool convolution_use_own(const device_network *net, device_op *op, const device_tensor *in,
+                         const device_tensor *out, bool links, convolution_way way)
+{
+    static const char *const kernels[] = {[WAY_ANY] = "kernel_convolution",
+                                          [WAY_FIRST] = "kernel_convolution_first",
+                                          [WAY_TENSOR_CORE] = "kernel_convolution_tensor_core",
+                                          [WAY_HALO] = "kernel_convolution_halo"};
+    size_t n = 0;
+    device_tensor target = links ? first_target(net, op, out, &n) : *out;
+    if (!takes(way, &op->conv.conv, in, &target))
+        return false;
+    op->conv.way = way;
+    op->conv.residual = -1;
+    snprintf(op->way, sizeof op->way, "%s", kernels[way]);
+    return true;
+}
+
+/* The first that takes it. False if that is the one for any case. */
+static bool choose_own(const device_network *net, device_op *op, const device_tensor *in,
+                       const device_tensor *out, bool links)
+{
+    if (convolution_halo_pays(out) && convolution_use_own(net, op, in, out, links, WAY_HALO))
+        return true;
+    if (convolution_use_own(net, op, in, out, links, WAY_TENSOR_CORE))
+        return true;
+    (void)convolution_use_own(net, op, in, out, links, WAY_ANY);
+    return false;
 }
 
 /* ---- The choice ----------------------------------------------------------------------------- */
 
+/* What was found fastest; false if nothing was, or it cannot be used any more. */
+static dm_status choose_tuned(device_network *net, device_op *op, const device_tensor *in,
+                              const device_tensor *out, unsigned samples, bool links, bool *chosen,
+                              dm_error *err)
+{
+    char operands[CONVOLUTION_OPERANDS];
+    tuned_layer layer;
+    library_convolution_spec spec;
+    const library_convolution *made = NULL;
+    *chosen = false;
+    if (!net->options.tuning || net->options.convolutions != DM_CONVOLUTIONS_AUTO ||
+        !convolution_operands(net, op, in, out, samples, links, operands) ||
+        !tuning_find(net->options.tuning, operands, &layer))
+        return DM_OK;
+    for (convolution_way way = WAY_ANY; way < WAY_LIBRARY && !*chosen; way++)
+        if (strcmp(layer.way, way_names[way]) == 0)
+            *chosen = convolution_use_own(net, op, in, out, links, way);
+    if (*chosen || strcmp(layer.way, way_names[WAY_LIBRARY]) != 0 || !layer.engine ||
+        !convolution_spec(net, op, in, out, samples, links, layer.joined, &spec))
+        return DM_OK;
+    spec.precompiled = false;
+    dm_status status = library_find_tuned(net, op->step->name, &spec, &layer, &op->conv.conv,
+                                          layer.joined ? op->bias : NULL, &made, err);
+    if (status == DM_OK && made) {
+        *chosen = true;
+        status = convolution_use_library(net, op, in, out, samples, links, made, err);
+    }
+    return status;
+}
+
+/* The library reads and writes dense tensors. A pass over the result that is there anyway puts it
+ * where it belongs; else a kernel of ours is better. */
+static bool is_view(const device_op *op, const device_tensor *in, const device_tensor *out,
+                    bool links)
+{
+    return !is_dense(in) || (!is_dense(out) && (!links || (!op->bias && op->n_links == 0)));
+}
+
 dm_status convolution_choose(device_network *net, device_op *op, const device_tensor *in,
                              const device_tensor *out, unsigned samples, bool links, dm_error *err)
 {
-    convolution_choice *c = &op->conv;
-    size_t n = 0;
-    device_tensor target = links ? first_target(net, op, out, &n) : *out;
-    bool tensor_core = convolution_tensor_core_takes(&c->conv, in, &target);
-    bool views = !is_dense(in) || (!is_dense(out) && (!links || (!op->bias && op->n_links == 0)));
-    c->residual = -1;
-    if (convolution_first_takes(&c->conv, in, &target)) {
-        c->way = WAY_FIRST;
-        snprintf(op->way, sizeof op->way, "kernel_convolution_first");
+    bool chosen;
+    dm_status status = choose_tuned(net, op, in, out, samples, links, &chosen, err);
+    if (status != DM_OK || chosen || convolution_use_own(net, op, in, out, links, WAY_FIRST))
+        return status;
+    bool own = choose_own(net, op, in, out, links);
+    if (net->options.convolutions == DM_CONVOLUTIONS_OWN || (own && is_view(op, in, out, links)))
         return DM_OK;
-    }
-    if (!(views && tensor_core)) {
-        dm_status status = choose_library(net, op, in, out, samples, links, err);
-        if (status != DM_OK || c->library)
-            return status;
-    }
-    c->way = tensor_core ? WAY_TENSOR_CORE : WAY_ANY;
-    snprintf(op->way, sizeof op->way,
-             tensor_core ? "kernel_convolution_tensor_core" : "kernel_convolution");
-    return DM_OK;
+    return choose_library(net, op, in, out, samples, links, err);
 }
 
 /* ---- Running -------------------------------------------------------------------------------- */

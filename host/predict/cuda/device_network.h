@@ -6,11 +6,12 @@
  *
  *     fill --> operations of the plan --> take, or the last convolution joined with what takes it
  *
- * Convolutions are tried in this order: the kernel for first layers; the library, with bias,
- * residual and activation where it joins them and else with a pointwise pass behind it; the
- * tensor-core kernel for views, and where the library has nothing that computes rightly; the kernel
- * for any case. The library reads and writes dense tensors only: a view goes to it through a copy
- * if no kernel of ours takes it, and its result reaches a view by the pointwise pass that adds the
+ * A convolution is computed by what was found fastest (tuning_file.h). Without that, ways are tried
+ * in this order: the kernel for first layers; the library, with bias, residual and activation where
+ * it joins them and else with a pointwise pass behind it; for views, and where the library has
+ * nothing that computes rightly, the kernel with a halo, the tensor-core kernel, the kernel for any
+ * case. The library reads and writes dense tensors only: a view goes to it through a copy if no
+ * fast kernel of ours takes it, and its result reaches a view by the pointwise pass that adds the
  * bias.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_DEVICE_NETWORK_H
@@ -33,6 +34,7 @@ typedef struct device_network_options {
     size_t cache_bytes;   /* of the device's second-level cache that a portion may fill */
     library_plans *plans; /* NULL: kernels of ours only */
     dm_convolutions convolutions;
+    const struct tuning *tuning;   /* for DM_CONVOLUTIONS_AUTO, while it is made; may be NULL */
     const device_kernels *kernels; /* NULL: those that run */
     device_parameters *parameters;
     cudaStream_t stream;

@@ -5,6 +5,7 @@
 
 #include "predict/cuda/device_layout.h"
 #include "predict/cuda/device_network.h"
+#include "predict/cuda/tuning_file.h"
 
 /* Who computes a convolution. */
 typedef enum convolution_way {
@@ -112,15 +113,44 @@ dm_status network_fill_gate(device_network *net, const lowered_op *lowered, devi
  * for the first portion. `links`: false if the result takes neither bias nor chain. */
 dm_status convolution_choose(device_network *net, device_op *op, const device_tensor *in,
                              const device_tensor *out, unsigned samples, bool links, dm_error *err);
+/* Each for one way; choose is made of them. False if it does not take the convolution. */
+bool convolution_use_own(const device_network *net, device_op *op, const device_tensor *in,
+                         const device_tensor *out, bool links, convolution_way way);
+/* What the library is asked for, with what can be joined or alone, noted in op->conv. False if it is
+ * not to be asked, or there is nothing to join. */
+bool convolution_spec(const device_network *net, device_op *op, const device_tensor *in,
+                      const device_tensor *out, unsigned samples, bool links, bool joined,
+                      library_convolution_spec *spec);
+dm_status convolution_use_library(const device_network *net, device_op *op, const device_tensor *in,
+                                  const device_tensor *out, unsigned samples, bool links,
+                                  const library_convolution *made, dm_error *err);
+const char *convolution_way_name(convolution_way way);
 dm_status convolution_run_choice(const device_network *net, const device_op *op,
                                  const device_tensor *in, const device_tensor *out, unsigned first,
                                  unsigned samples, bool links, dm_error *err);
+
+/* convolution_operands.c: what it computes from what, in words, so that another run of the program
+ * knows it again: "bf16 8 x 32x32x32 x 32 -> ...". False if there is too much to say. */
+enum { CONVOLUTION_OPERANDS = 640 };
+bool convolution_operands(const device_network *net, const device_op *op, const device_tensor *in,
+                          const device_tensor *out, unsigned samples, bool links,
+                          char text[CONVOLUTION_OPERANDS]);
 
 /* device_library.c: a plan for the spec that computes rightly, kept until it is released; NULL if
  * there is none. */
 dm_status library_find(device_network *net, const char *name, const library_convolution_spec *spec,
                        const device_convolution *conv, const float *bias,
                        const library_convolution **found, dm_error *err);
+/* The plan that was found fastest, with the same promise. */
+dm_status library_find_tuned(device_network *net, const char *name,
+                             const library_convolution_spec *spec, const tuned_layer *layer,
+                             const device_convolution *conv, const float *bias,
+                             const library_convolution **found, dm_error *err);
+/* Candidate number n, for the caller to free. NULL with a reason if it may not be used, and without
+ * one behind the last. Errors: MEMORY, DEVICE, when nothing runs any more. */
+dm_status library_try(device_network *net, const library_convolution_spec *spec, unsigned n,
+                      const device_convolution *conv, const float *bias, library_convolution **made,
+                      char reason[64], dm_error *err);
 /* NULL is fine. */
 void library_release(library_plans *plans, const library_convolution *convolution);
 
