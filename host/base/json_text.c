@@ -2,6 +2,7 @@
 #include "base/json_text.h"
 
 #include <locale.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,11 @@ dm_status json_parse_file(const char *path, json_t **root, dm_error *err)
 json_t *json_string_or_null(const char *text)
 {
     return text && text_is_utf8(text) ? json_string_nocheck(text) : json_null();
+}
+
+json_t *json_real_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
 }
 
 static void keep_if(bool added, json_t **value)

@@ -24,6 +24,8 @@ dm_status json_read(const char *text, size_t size, const char *where, json_t **r
  */
 json_t *json_string_or_null(const char *text);
 bool text_is_utf8(const char *text);
+/* Null for NaN and infinity, which JSON cannot hold either. */
+json_t *json_real_or_null(double value);
 
 /* Adds `value`, which it takes over. When memory is short, for the value or here, the object or
  * array is released and NULL from then on: a row of these needs one check, at its end. */

@@ -218,3 +218,18 @@ dm_status output_write_all(const char *path, const void *bytes, size_t size, dm_
     output_abandon(file);
     return status;
 }
+
+dm_status dm_text_write(const char *path, const char *text, dm_error *err)
+{
+    static const char newline[] = "\n";
+    output_file *file = NULL;
+    dm_status status = output_open(path, &file, err);
+    if (status == DM_OK)
+        status = output_write(file, text, strlen(text), err);
+    if (status == DM_OK)
+        status = output_write(file, newline, 1, err);
+    if (status == DM_OK)
+        return output_commit(file, err);
+    output_abandon(file);
+    return status;
+}

@@ -113,17 +113,6 @@ static int check_operands(const predict_args *args, const string_list *pets)
     return args->out_dir ? check_outputs_differ(args, pets) : -1;
 }
 
-static char *join_arguments(int argc, char **argv)
-{
-    size_t size = 1, used = 0;
-    for (int i = 0; i < argc; i++)
-        size += strlen(argv[i]) + 1;
-    char *line = calloc(size, 1);
-    for (int i = 0; line && i < argc; i++)
-        used += (size_t)snprintf(line + used, size - used, "%s%s", i ? " " : "", argv[i]);
-    return line;
-}
-
 static int run(int argc, char **argv)
 {
     predict_args args = {.activity_gbq = NAN};
@@ -137,7 +126,7 @@ static int run(int argc, char **argv)
     predict_job job = {.args = &args, .pets = &pets, .screen = PTHREAD_MUTEX_INITIALIZER};
     char default_model[4096];
 
-    char *line = join_arguments(argc, argv);
+    char *line = command_line(argc, argv);
     if (!line)
         exit_without_memory();
     int status = options_parse(&command_predict, argc, argv, &args, &pets);

@@ -12,8 +12,9 @@
 #include "cli/terminal.h"
 #include "dosemap.h"
 
-const command *const commands[] = {&command_predict, &command_dvh,        &command_inspect,
-                                   &command_doctor,  &command_completion, NULL};
+const command *const commands[] = {
+    &command_predict,    &command_dvh, &command_inspect, &command_bench, &command_doctor,
+    &command_completion, NULL};
 
 static void print_help(FILE *out)
 {

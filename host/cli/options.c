@@ -48,6 +48,17 @@ int choice_index(const char *choices, const char *text)
     return -1;
 }
 
+char *command_line(int argc, char **argv)
+{
+    size_t size = 1, used = 0;
+    for (int i = 0; i < argc; i++)
+        size += strlen(argv[i]) + 1;
+    char *line = calloc(size, 1);
+    for (int i = 0; line && i < argc; i++)
+        used += (size_t)snprintf(line + used, size - used, "%s%s", i ? " " : "", argv[i]);
+    return line;
+}
+
 static int list_append(string_list *list, const char *item)
 {
     const char **items = realloc(list->items, (list->count + 1) * sizeof *items);

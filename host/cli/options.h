@@ -60,6 +60,9 @@ int usage_error(const command *cmd, const char *format, ...) __attribute__((form
 /* Splits the choices "a|b|c": the place of `text`, or -1. */
 int choice_index(const char *choices, const char *text);
 
+/* The words with blanks between them, for records; free(). NULL when memory is short. */
+char *command_line(int argc, char **argv);
+
 /* Whole numeric strings only. */
 bool parse_number(const char *text, double *value);
 

@@ -61,6 +61,9 @@ DM_API const char *dm_status_name(dm_status status);
 
 DM_API void dm_string_free(char *string);
 
+/* The text and a newline to a file, whole or not at all. Errors: IO, MEMORY. */
+DM_API dm_status dm_text_write(const char *path, const char *text, dm_error *err);
+
 /* Removes the partial files that this process is writing at this moment. Async-signal-safe: for a
  * handler of SIGINT or SIGTERM that ends the process right after it. */
 DM_API void dm_remove_partial_files(void);
@@ -456,6 +459,40 @@ DM_API dm_status dm_prediction_write(const dm_prediction *prediction, const char
 /* True if the sidecar of `dose_path` exists and the dose map beside it has the checksum it names:
  * the prediction is finished. */
 DM_API bool dm_prediction_is_complete(const char *dose_path);
+
+/* ---- Benchmark ------------------------------------------------------------------------------ */
+
+typedef enum dm_scenario {
+    DM_SCENARIO_OFFLINE = 1,       /* the network alone, as many windows a second as it can */
+    DM_SCENARIO_SINGLE_STREAM = 2, /* the network alone, one window after the other: latency */
+    DM_SCENARIO_VOLUME = 4,        /* whole volumes, from PET in memory to dose map in memory */
+    DM_SCENARIO_ALL = 7
+} dm_scenario;
+
+typedef struct dm_benchmark_options {
+    unsigned scenarios; /* dm_scenario, added up */
+    size_t size[3];     /* of the PET that is made where none is given, x, y, z, to 65536; 0, 0, 0:
+                           200, 200, 450 on a GPU and 128, 128, 256 on the CPU */
+    unsigned runs;      /* of each scenario; 0: 10, of single windows 100, of volumes 3 */
+    unsigned warmup;    /* runs before them; 0: 2, of volumes 1 */
+    bool layers;        /* the network's steps one by one as well; includes DM_SCENARIO_OFFLINE */
+    bool tune;          /* first choose the fastest convolutions of a device, for all later runs */
+    const char *pet_path, *command_line; /* for the report; NULL: unknown */
+} dm_benchmark_options;
+
+/* All scenarios. */
+DM_API void dm_benchmark_options_init(dm_benchmark_options *options);
+
+/* Measures prediction with these options on this machine. predict, options: NULL for defaults. pet
+ * and info: what is predicted, without labels; both NULL: a PET that is made. *json: one object,
+ * whose keys bench/README.md explains. Calls predict->progress as a prediction does. A device on the
+ * host (emulated, for tests) is measured like any other; "emulated" is true then, and times mean
+ * nothing. Errors: as dm_predictor_create and dm_predictor_run; VALUE (options), UNSUPPORTED (tune
+ * where there is nothing to choose), IO (what tuning found cannot be written). One thread at a
+ * time. */
+DM_API dm_status dm_benchmark(const dm_model *model, const dm_predict_options *predict,
+                              const dm_benchmark_options *options, const dm_volume *pet,
+                              const dm_pet_info *info, char **json, dm_error *err);
 
 /* ---- This installation ---------------------------------------------------------------------- */
 

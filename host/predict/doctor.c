@@ -17,6 +17,7 @@
 #include "predict/cpu/cpu_info.h"
 #include "predict/cpu/network.h"
 #include "predict/cuda_module.h"
+#include "predict/doctor.h"
 #include "predict/predictor.h"
 
 #define MODEL_FILE "dosegan-constructed.safetensors.zst"
@@ -173,7 +174,7 @@ static json_t *cuda_device_facts(void)
                      json_string_or_null(if_known(found.cudnn)));
 }
 
-static json_t *doctor_facts(void)
+json_t *doctor_facts(void)
 {
     return json_pack("{s:s, s:o, s:o, s:o, s:o}", "version", dm_version(), "libraries",
                      library_facts(), "cpu", cpu_facts(), "cuda", cuda_device_facts(), "model",

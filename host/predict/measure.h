@@ -35,6 +35,7 @@ typedef struct measure_result {
     size_t windows;   /* of a run */
     size_t n_runs;
     double *seconds; /* [n_runs] */
+    double joules;   /* of all runs; NAN: nobody says */
     size_t n_layers;
     measure_layer *layers;
     size_t device_bytes; /* that the network took; 0 on the host */

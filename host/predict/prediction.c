@@ -40,7 +40,7 @@ const char *dm_prediction_provenance_json(const dm_prediction *prediction)
 
 /* ---- Provenance ----------------------------------------------------------------------------- */
 
-static const char *convolutions_name(dm_convolutions convolutions)
+const char *convolutions_name(dm_convolutions convolutions)
 {
     static const char *const names[] = {"auto", "library", "own"};
     return (unsigned)convolutions < 3 ? names[convolutions] : "unknown";
@@ -52,12 +52,6 @@ static json_t *tuning_facts(const predict_result *r)
     return r->tuning_file ? json_pack("{s:o, s:s}", "File", json_string_or_null(r->tuning_file),
                                       "XXH64", r->tuning_xxh64)
                           : json_null();
-}
-
-/* JSON has no NaN and no infinity: null. */
-static json_t *number(double value)
-{
-    return isfinite(value) ? json_real(value) : json_null();
 }
 
 static json_t *counts(const size_t n[3])
@@ -84,10 +78,12 @@ static json_t *pet_facts(const provenance_facts *f)
     return json_pack(
         "{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
         units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
-        number(f->pet_factor), "BodyWeightKg", number(info->body_weight_kg), "InjectedMBq",
-        number(info->injected_mbq), "ResidualMBq", number(info->residual_mbq), "DecayCorrectedTo",
-        decay_name(info->decay), "HalfLifeS", number(info->half_life_s), "InjectionTimeS",
-        number(info->injection_time_s), "ScanTimeS", number(info->scan_time_s), "Radionuclide",
+        json_real_or_null(f->pet_factor), "BodyWeightKg", json_real_or_null(info->body_weight_kg),
+        "InjectedMBq", json_real_or_null(info->injected_mbq), "ResidualMBq",
+        json_real_or_null(info->residual_mbq), "DecayCorrectedTo", decay_name(info->decay),
+        "HalfLifeS", json_real_or_null(info->half_life_s), "InjectionTimeS",
+        json_real_or_null(info->injection_time_s), "ScanTimeS",
+        json_real_or_null(info->scan_time_s), "Radionuclide",
         json_string_or_null(info->radionuclide), "Tracer", json_string_or_null(info->tracer),
         "NanToZero", (int)f->predictor->options.nan_to_zero);
 }
@@ -112,16 +108,18 @@ static json_t *option_facts(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
     return json_pack(
-        "{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:s, s:I, s:I, s:o}", "Tile",
+        "{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:o}", "Tile",
         counts(f->tiling->tile), "TrainingPatch", counts(p->model->graph.patch), "TileChosen",
         (int)(p->options.tile[0] == DM_TILE_AUTO), "ForceTile", (int)p->options.force_tile,
         "Overlap", f->window->overlap, "Blend",
         p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
-        isfinite(p->skip_air) ? number(p->skip_air) : json_string("off"), "Precision",
+        isfinite(p->skip_air) ? json_real_or_null(p->skip_air) : json_string("off"), "Precision",
         precision_name(p->precision), "Convolutions", convolutions_name(p->options.convolutions),
         "Batch", (json_int_t)f->result->batch, "MemoryNeeded", (json_int_t)f->window->memory_bytes,
         "MemoryLimit",
-        isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit) : json_null());
+        isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit) : json_null(),
+        "DeviceMemory",
+        f->result->device_bytes ? json_integer((json_int_t)f->result->device_bytes) : json_null());
 }
 
 static json_t *grid_facts(const provenance_facts *f)
@@ -138,10 +136,11 @@ static json_t *second_facts(const provenance_facts *f)
 {
     const predict_result *r = f->result;
     return json_pack("{s:f, s:o, s:f, s:o, s:o, s:o, s:o, s:f}", "Prepare", f->seconds_prepare,
-                     "Upload", number(r->seconds_upload), "Network", r->seconds_network, "Finish",
-                     number(r->seconds_finish), "Resample", number(r->seconds_resample), "Download",
-                     number(r->seconds_download), "DVH", number(r->seconds_dvh), "Predict",
-                     r->seconds_total);
+                     "Upload", json_real_or_null(r->seconds_upload), "Network", r->seconds_network,
+                     "Finish", json_real_or_null(r->seconds_finish), "Resample",
+                     json_real_or_null(r->seconds_resample), "Download",
+                     json_real_or_null(r->seconds_download), "DVH",
+                     json_real_or_null(r->seconds_dvh), "Predict", r->seconds_total);
 }
 
 json_t *provenance_make(const provenance_facts *f)
@@ -154,10 +153,10 @@ json_t *provenance_make(const provenance_facts *f)
         "s:I}, s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
         "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
-        number(p->options.activity_gbq), "PET", pet_facts(f), "Model", model_facts(p->model),
-        "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend", p->backend->name,
-        "Device", p->backend->description(p->state), "Tuning", tuning_facts(r), "Threads",
-        (json_int_t)p->threads, "Windows", "Run", (json_int_t)r->windows_run, "Skipped",
+        json_real_or_null(p->options.activity_gbq), "PET", pet_facts(f), "Model",
+        model_facts(p->model), "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend",
+        p->backend->name, "Device", p->backend->description(p->state), "Tuning", tuning_facts(r),
+        "Threads", (json_int_t)p->threads, "Windows", "Run", (json_int_t)r->windows_run, "Skipped",
         (json_int_t)r->windows_skipped, "Seconds", second_facts(f));
     if (volume_had_extensions(f->pet))
         json_put(&root, "HeaderExtensions", json_string("not copied"));

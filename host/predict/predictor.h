@@ -95,5 +95,6 @@ void volume_job_clear(volume_job *job);
 bool predictor_on_device(const dm_predictor *p);
 
 const char *precision_name(dm_precision precision);
+const char *convolutions_name(dm_convolutions convolutions);
 
 #endif

@@ -112,11 +112,13 @@ static dm_status time_runs(cpu_round *r, unsigned n, size_t windows, measure_res
 {
     const measure_request *q = r->request;
     dm_status status = DM_OK;
+    double joules = cpu_energy();
     for (unsigned i = 0; i < q->runs && status == DM_OK; i++) {
         status = run_round(r, n, windows, &result->seconds[i], err);
         if (status == DM_OK && q->go_on)
             status = q->go_on(q->context, (i + 1.0) / q->runs, err);
     }
+    result->joules = cpu_energy() - joules;
     return status;
 }
 
