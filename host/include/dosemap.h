@@ -342,8 +342,7 @@ typedef struct dm_describe_options {
     /* DM_PLAN_CUDA: */
     unsigned batch;                /* windows per call of the network; 0: as a prediction chooses */
     size_t windows;                /* of the job, on which batch and plans of the library depend; 0:
-                                     4032, a volume of 200 x 200 x 450 voxels with patches of 32 and
-                                     half overlap */
+                                      as a volume of 200 x 200 x 450 voxels has at half overlap */
     dm_convolutions convolutions;  /* OWN needs no library */
     const char *device_properties; /* JSON file, in cuDNN's words (cudaDeviceProp), of a device to
                                       take instead of the first one here; NULL: that one, or

@@ -69,3 +69,35 @@ def test_auto_goes_on_with_the_cpu(tmp_path):
     assert result.returncode == 0 and not result.stderr, result.stderr
     backend = json.loads((tmp_path / "dose.json").read_text())["Backend"]
     assert backend == ("cuda" if devices() > 0 else "cpu")
+
+
+def account(*options, env=None):
+    weights = ROOT / "weights/dosegan-constructed.safetensors.zst"
+    options = ("--plan", "cuda", "--precision", "bf16", "--json", *options)
+    return run("inspect", weights, *options, env=env)
+
+
+def test_bytes_of_the_shipped_network():
+    """With cuDNN's own plans; neither device nor driver is needed."""
+    described = ROOT / "host/predict/cuda/devices/device_sm90.json"
+    for options in ((), ("--device-properties", described)):
+        library = account("--convolutions", "library", *options)
+        assert library.returncode == 0, library.stderr
+        found = json.loads(library.stdout)["account"]
+        assert 50e6 < found["bytes"] <= 80e6, found["bytes"]
+        assert found["library"].startswith("cuDNN 9") and found["batch"] == 64
+        assert found["present"] is (devices() > 0 and not options)
+        if not found["present"]:
+            assert "H100" in found["device"] and not found["compiled"]
+        ways = [row["way"] for row in found["operations"]]
+        assert sum(way.startswith("library: eng") for way in ways) >= 15, ways
+
+
+def test_bytes_without_cudnn(tmp_path):
+    nowhere = {"DOSEMAP_CUDNN_DIR": str(tmp_path)}
+    own = account("--convolutions", "own", env=nowhere)
+    assert own.returncode == 0, own.stderr
+    found = json.loads(own.stdout)["account"]
+    assert 40e6 < found["bytes"] <= 55e6 and found["library"] is None, found["bytes"]
+    library = account("--convolutions", "library", env=nowhere)
+    assert library.returncode == 1 and "DOSEMAP_CUDNN_DIR" in library.stderr, library.stderr

@@ -12,8 +12,9 @@
 #include "predict/cuda/device_account.h"
 #include "predict/cuda/device_network_parts.h"
 
-/* Of 200 x 200 x 450 voxels, patches of 32 and half overlap. */
-#define WINDOWS_USUAL 4032
+/* That the windows of a volume of 200 x 200 x 450 voxels have together at half overlap: 4032 of
+ * 32^3. */
+#define VOXELS_USUAL ((size_t)4032 << 15)
 
 typedef struct account_job {
     const plan *plan;
@@ -83,10 +84,17 @@ static dm_status open_library(account_job *job, plan_account *made, dm_error *er
 
 /* ---- The network ---------------------------------------------------------------------------- */
 
+static size_t usual_windows(const plan *p)
+{
+    const size_t *tile = p->tensors[p->input].dim;
+    size_t voxels = tile[0] * tile[1] * tile[2];
+    return (VOXELS_USUAL + voxels - 1) / voxels;
+}
+
 static dm_status make_network(account_job *job, plan_account *made, dm_error *err)
 {
     const cuda_state as_in_a_run = {.plan = job->plan, .batch = job->options->batch};
-    size_t windows = job->options->windows ? job->options->windows : WINDOWS_USUAL;
+    size_t windows = job->options->windows ? job->options->windows : usual_windows(job->plan);
     made->batch = cuda_state_batch(&as_in_a_run, windows);
     made->compiled = job->library && cuda_state_compiles(&as_in_a_run, windows);
     const device_network_options options = {.batch = made->batch,
