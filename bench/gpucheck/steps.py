@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -176,10 +178,9 @@ def real(place: Place) -> list[Job]:
 
 def several_gpus(place: Place) -> list[Job]:
     """Return one prediction on one GPU and one on all, which have to give the same bytes."""
-    asked = _dosemap(place, "doctor", "doctor", "--json")
-    devices = _count_devices(place, asked)
+    devices = _count_devices(_dosemap(place, "doctor", "doctor", "--json"))
     if devices < 2:
-        raise ImpossibleError("there is one GPU")
+        raise ImpossibleError("there are not several GPUs")
     pet = place.image("phantom_pet.nii.gz")
     images.write_phantom(pet, place.sizes.volume)
     one, all_of_them = place.image("one.nii"), place.image("all.nii")
@@ -191,10 +192,7 @@ def several_gpus(place: Place) -> list[Job]:
     ]  # fmt: skip
 
 
-def _count_devices(place: Place, asked: Job) -> int:
-    import os
-    import subprocess
-
+def _count_devices(asked: Job) -> int:
     done = subprocess.run(
         asked.command,
         env={**os.environ, **asked.environment},
