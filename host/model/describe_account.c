@@ -72,10 +72,12 @@ bool account_text(const plan_account *a, FILE *out)
                             : "",
              a->batch);
     describe_heading(out, title);
-    describe_line(out, "convolutions", "%s%s", a->library[0] ? a->library : "own",
-                  !a->library[0] ? ""
-                  : a->compiled  ? ", plans compiled at run time among them"
-                                 : ", precompiled plans");
+    if (a->library[0])
+        describe_line(out, "convolutions",
+                      "%zu by plans of %s, of which %zu add bias, residual or activation at once",
+                      a->library_plans, a->library, a->joined_plans);
+    else
+        describe_line(out, "convolutions", "all by own kernels");
     fputc('\n', out);
     for (size_t r = 0; t && r < a->n_rows; r++)
         row_text(&a->rows[r], r, t);
@@ -107,7 +109,8 @@ json_t *account_json(const plan_account *a)
     json_put(&report, "present", json_boolean(!a->described));
     json_put(&report, "emulated", json_boolean(a->emulated));
     json_put(&report, "library", a->library[0] ? json_string(a->library) : json_null());
-    json_put(&report, "compiled", json_boolean(a->compiled));
+    json_put(&report, "library_plans", json_integer((json_int_t)a->library_plans));
+    json_put(&report, "joined_plans", json_integer((json_int_t)a->joined_plans));
     json_put(&report, "batch", json_integer(a->batch));
     json_put(&report, "per", json_string("window"));
     put_sum(&report, &a->total);

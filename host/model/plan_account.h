@@ -36,8 +36,9 @@ typedef struct plan_account {
     char device[256], library[48];
     bool emulated;
     bool described; /* the device is not there: a description stands for it */
-    bool compiled;  /* with plans of the library that are compiled at run time */
     unsigned batch;
+    size_t library_plans,
+        joined_plans; /* operations that have one; with bias or activation in it */
     size_t n_rows;
     plan_account_row *rows; /* cutting out windows, the operations, adding them up */
     account_sum total;

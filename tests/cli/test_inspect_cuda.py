@@ -35,6 +35,7 @@ def test_bytes_of_the_shipped_network() -> None:
     assert 50e6 < library["bytes"] <= 80e6
     assert 40e6 < own["bytes"] <= 55e6
     assert own["library"] is None and library["library"]
+    assert own["library_plans"] == 0 and library["library_plans"] > 15
     for found in (library, own):
         assert found["batch"] == 64 and found["emulated"] and found["present"]
         for key in SUMS:
@@ -63,7 +64,9 @@ def test_settings_change_the_account() -> None:
     assert account("--windows", 3)["batch"] == 3
     # Enough windows for joined plans, which the library that stands in here has.
     many = account("--windows", 20000)
-    assert many["compiled"] and not usual["compiled"] and many["bytes"] < usual["bytes"]
+    assert (
+        many["joined_plans"] > 15 and usual["joined_plans"] == 0 and many["bytes"] < usual["bytes"]
+    )
     float32 = json.loads(inspect("--json", "--precision", "tf32").stdout)["account"]
     assert 1.9 < float32["bytes"] / usual["bytes"] < 2.1
     large = json.loads(inspect("--json", "--precision", "bf16", "--tile", 64).stdout)["account"]

@@ -96,11 +96,10 @@ static dm_status make_network(account_job *job, plan_account *made, dm_error *er
     const cuda_state as_in_a_run = {.plan = job->plan, .batch = job->options->batch};
     size_t windows = job->options->windows ? job->options->windows : usual_windows(job->plan);
     made->batch = cuda_state_batch(&as_in_a_run, windows);
-    made->compiled = job->library && cuda_state_compiles(&as_in_a_run, windows);
     const device_network_options options = {.batch = made->batch,
                                             .tf32 = job->options->precision == DM_PRECISION_TF32,
                                             .join_head = true,
-                                            .compile = made->compiled,
+                                            .compile = cuda_state_compiles(&as_in_a_run, windows),
                                             .cache_bytes = job->cache_bytes,
                                             .plans = job->plans,
                                             .convolutions = job->options->convolutions,
@@ -151,6 +150,11 @@ static void add_row(plan_account *made, const char *name, const char *way, unsig
     snprintf(row->way, sizeof row->way, "%s", way);
 }
 
+static bool is_joined(const library_convolution_spec *spec)
+{
+    return spec->bias || spec->residual || spec->activate;
+}
+
 static dm_status fill_rows(const device_network *net, plan_account *made, dm_error *err)
 {
     device_account account;
@@ -166,6 +170,9 @@ static dm_status fill_rows(const device_network *net, plan_account *made, dm_err
     add_row(made, "cut out", "kernel_gather", network_samples(net, 0), &account.fill);
     for (size_t i = 0; i < account.n_ops; i++) {
         const device_op *op = &net->ops[i];
+        const library_convolution *plan_used = op->conv.library;
+        made->library_plans += plan_used != NULL;
+        made->joined_plans += plan_used && is_joined(library_convolution_spec_of(plan_used));
         add_row(made, op->step->name, op->way[0] ? op->way : step_way(op->step),
                 network_samples(net, i), &account.ops[i]);
     }

@@ -8,6 +8,10 @@
  * operand that is broadcast with its own size; of voxels that are moved those that are taken.
  * Weights, biases, per-channel parameters and tables are apart, since the samples of a launch share
  * them; workspace is written once and read once. FLOPs are those of convolutions.
+ *
+ * What a GPU's counters say of the same launches: bytes read from memory where caches are emptied
+ * before each of them, and bytes that they write to the second-level cache. In a run the memory sees
+ * less: a portion's tensors are meant to stay in that cache.
  */
 #ifndef DOSEMAP_PREDICT_CUDA_DEVICE_ACCOUNT_H
 #define DOSEMAP_PREDICT_CUDA_DEVICE_ACCOUNT_H
