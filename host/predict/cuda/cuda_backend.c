@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "predict/cuda/cuda_measure.h"
 #include "predict/cuda/cuda_state.h"
 #include "predict/cuda/device_check.h"
 #include "predict/cuda_module.h"
@@ -271,7 +272,10 @@ const backend cuda_backend = {.name = "cuda",
                               .free_memory = free_memory,
                               .create = create,
                               .run = cuda_run,
-                              .destroy = destroy};
+                              .destroy = destroy,
+                              .measure = cuda_measure,
+                              .ceilings = cuda_ceilings,
+                              .energy = cuda_energy};
 
 DM_API dm_status dosemap_cuda_backend(const cuda_module_stamp *stamp, const cuda_module **module,
                                       dm_error *err);
