@@ -87,8 +87,14 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the peers."""
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+    """Return the versions of the peers that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def slug(text: str) -> str:

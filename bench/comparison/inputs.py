@@ -64,8 +64,10 @@ def cut_windows(count: int, edge: list[int], seed: int) -> np.ndarray:
     return np.stack(windows)[:, None]
 
 
-def make_weights(network: str, state_path: Path, weights_path: Path, seed: int) -> None:
-    """Write random weights as a state dict and as a weights file.
+def make_weights(
+    network: str, state_path: Path, weights_path: Path, seed: int, dtype: str = "F32"
+) -> None:
+    """Write random weights as a state dict and as a weights file; `dtype` is the file's.
 
     BatchNorm holds the statistics of PET windows, as after training, so that activations are dense
     and of order 1; the last layer is scaled so that a sixth of the doses is cut off by its ReLU.
@@ -101,4 +103,4 @@ def make_weights(network: str, state_path: Path, weights_path: Path, seed: int) 
     torch.save(module.state_dict(), state_path)
     card_path = state_path.with_name("card.json")
     card_path.write_text(json.dumps(CARD))
-    export.export(network, state_path, card_path, weights_path)
+    export.export(network, state_path, card_path, weights_path, dtype)

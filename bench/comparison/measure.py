@@ -160,9 +160,20 @@ def predict(
 ) -> Json:
     """Run `dosemap predict`; return wall time of the whole process and its peak memory."""
     weights = weights or run.path("random.safetensors.zst")
-    command = [str(run.path("ours/host/dosemap")), "predict", str(pet), "-o", str(out), "--quiet"]
-    command += ["-m", str(weights), "--units", "suv", "--body-weight", "78.7"]
-    command += ["--precision", precision, "--threads", str(run.threads), *options]
+    program, threads = run.path("ours/host/dosemap"), ("--threads", str(run.threads))
+    return run_timed(predict_command(program, pet, out, weights, precision, *threads, *options))
+
+
+def predict_command(
+    program: Path, pet: Path, out: Path, weights: Path, precision: str, *options: str
+) -> list[str]:
+    """Return `dosemap predict` for a PET of inputs.write_pet()."""
+    command = [str(program), "predict", str(pet), "-o", str(out), "--quiet", "-m", str(weights)]
+    return [*command, "--units", "suv", "--body-weight", "78.7", "--precision", precision, *options]
+
+
+def run_timed(command: list[str]) -> Json:
+    """Run a command; return its seconds and peak memory."""
     timed = [sys.executable, "-I", "-S", str(Path(__file__).with_name("timed_process.py"))]
     done = subprocess.run([*timed, *command], stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -6,12 +6,16 @@ python -m comparison.peer_server PEER PRECISION NETWORK STATE CORES
 Reads orders, one a line, and answers each with one line of JSON; between orders it uses no CPU:
 
     search SECONDS QUICK   times every setting for so long and answers with their rates
-    use SETTING X,Y,Z      makes the peer ready with a setting (JSON) for windows of that size
+    use SETTING X,Y,Z      makes the peer ready with a setting (JSON) for windows of that size, and
+                           answers with the seconds that this took
     check IN OUT COUNT     COUNT windows of raw float32, (x, y, z), from IN to OUT
     run SECONDS            as many windows as it finishes in that time
+    latency SECONDS        one batch at a time: percentiles of its seconds (on a device)
     volume IN OUT OVERLAP  a whole volume by MONAI's sliding window, from file to file
-    memory                 peak memory of the process
+    memory                 peak memory of the process, and of the device
     quit
+
+PEER is one of peers.PEERS, or PyTorch on a device: `pytorch@cuda`, whose STATE is a weights file.
 """
 
 from __future__ import annotations
@@ -28,9 +32,21 @@ from typing import Any
 import numpy as np
 
 from comparison.inputs import cut_windows
-from comparison.peers import PEERS, Engine, Setting, candidates
+from comparison.peers import PEERS, Engine, Make, Setting, candidates
 
 Json = dict[str, Any]
+
+
+def maker(peer: str) -> Make:
+    """Return what makes a peer with a setting."""
+    _, _, device = peer.partition("@")
+    if not device:
+        return PEERS[peer]
+    from comparison.gpu_peers import DeviceEngine
+
+    return lambda _, weights, precision, setting, edge: DeviceEngine(
+        weights, precision, setting, edge, device
+    )
 
 
 class Server:
@@ -44,7 +60,7 @@ class Server:
 
     def make(self, setting: Setting) -> Engine:
         """Return the peer, warmed up."""
-        engine = PEERS[self.peer](self.network, self.state, self.precision, setting, self.edge)
+        engine = maker(self.peer)(self.network, self.state, self.precision, setting, self.edge)
         windows = np.zeros((setting.batch * setting.workers, 1, *self.edge), np.float32)
         engine.windows(windows)
         if setting.workers > 1:  # torch.compile compiles again for its second thread
@@ -62,7 +78,7 @@ class Server:
             "windows": sum(count for count, _ in found),
             "seconds": elapsed,
             "cpu": (time.process_time() - cpu) / elapsed,
-        }
+        } | getattr(engine, "facts", {})
 
     def search(self, seconds: float, quick: bool) -> list[Json]:
         """Return all settings with their rates, the best first."""
@@ -87,6 +103,8 @@ class Server:
 
     def volume(self, source: str, target: str, overlap: float) -> Json:
         """Predict a volume from file to file."""
+        if "@" in self.peer:
+            return self.engine.volume(source, target, overlap)
         import nibabel
         import torch
         from monai.inferers import sliding_window_inference
@@ -123,17 +141,24 @@ class Server:
         if order == "search":
             return self.search(float(arguments[0]), arguments[1] == "1")
         if order == "use":
-            self.edge = [int(n) for n in arguments[-1].split(",")]
+            self.edge, begin = [int(n) for n in arguments[-1].split(",")], time.perf_counter()
+            self.engine = None  # what it holds may be needed for the next
             self.engine = self.make(Setting(**json.loads(" ".join(arguments[:-1]))))
-            return {}
+            return {"seconds": time.perf_counter() - begin}
         if order == "check":
             return self.check(arguments[0], arguments[1], int(arguments[2]))
         if order == "run":
             return self.rate(self.engine, float(arguments[0]))
+        if order == "latency":
+            windows = cut_windows(self.engine.setting.batch, self.edge, 5)
+            return self.engine.latency(windows, float(arguments[0]))
         if order == "volume":
             return self.volume(arguments[0], arguments[1], float(arguments[2]))
         if order == "memory":
-            return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            peak = {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            if "@" in self.peer:
+                peak["device_bytes"] = self.engine.device_bytes()
+            return peak
         raise ValueError(f"unknown order {order!r}")
 
 

@@ -47,7 +47,11 @@ def folded_network(network: str, state_path: Path) -> nn.Module:
     """Return the network with each BatchNorm folded into the convolution before it."""
     module = Generator(NETWORKS[network])
     module.load_state_dict(torch.load(state_path, weights_only=True))
-    module.eval()
+    return fold(module.eval())
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Fold each BatchNorm into the convolution before it."""
     for unit in list(module.modules()):
         if isinstance(getattr(unit, "norm", None), nn.BatchNorm3d):
             unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)

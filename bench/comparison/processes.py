@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,14 @@ class Program:
                 text=True,
             )
 
-    def answer(self) -> Json:
-        """Wait for the next line."""
+    def answer(self, limit: float | None = None) -> Json:
+        """Wait for the next line, at most so many seconds: then the process is ended."""
+        alarm = threading.Timer(limit, self.process.kill) if limit else None
+        if alarm:
+            alarm.start()
         line = self.process.stdout.readline()
+        if alarm:
+            alarm.cancel()
         if not line:
             raise ProgramError(f"{self.name} ended with {self.process.wait()}; see {self.log}")
         answer = json.loads(line)
@@ -55,14 +61,14 @@ class Program:
             raise ProgramError(f"{self.name}: {answer['error']}")
         return answer
 
-    def ask(self, *words: object) -> Json:
-        """Give an order and wait for the answer."""
+    def ask(self, *words: object, limit: float | None = None) -> Json:
+        """Give an order and wait for the answer, as answer() does."""
         try:
             self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # answer() says how it ended
-        return self.answer()
+        return self.answer(limit)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that the process has used so far."""
@@ -114,7 +120,15 @@ class Ours(Program):
 class Peer(Program):
     """One peer in one precision, by peer_server.py."""
 
-    def __init__(self, folder: Path, peer: str, precision: str, network: str, cores: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        peer: str,
+        precision: str,
+        network: str,
+        cores: int,
+        state: Path | None = None,
+    ) -> None:
         self.folder = folder
         command = [sys.executable, "-m", "comparison.peer_server", peer, precision, network]
         env = MALLOC | {
@@ -125,12 +139,12 @@ class Peer(Program):
             "OMP_NUM_THREADS": str(cores),
         }
         log = folder / f"log-{peer}-{precision}.txt"
-        command += [str(folder / "state.pt"), str(cores)]
+        command += [str(state or folder / "state.pt"), str(cores)]
         super().__init__(f"{peer} {precision}", command, env, log)
 
-    def use(self, setting: Json, edge: list[int]) -> None:
+    def use(self, setting: Json, edge: list[int], limit: float | None = None) -> Json:
         """Make ready with a setting."""
-        self.ask("use", json.dumps(setting), ",".join(map(str, edge)))
+        return self.ask("use", json.dumps(setting), ",".join(map(str, edge)), limit=limit)
 
     def outputs(self, windows: np.ndarray) -> np.ndarray:
         """Run windows (N, 1, x, y, z)."""

@@ -130,3 +130,14 @@ def test_cards_say_what_the_weights_are():
         assert card["skip_air"] is None
         for words in ("NOT TRAINED", "0.027", "not for clinical decisions", "assumed"):
             assert words in text
+
+
+def test_without_xxhash_only_the_checksum_is_left_out(monkeypatch):
+    data = weights_file.encode(GRAPH, CARD, {"made_by": "test"}, TENSORS)
+    monkeypatch.setattr(weights_file, "xxhash", None)
+    with pytest.raises(WeightsFileError, match="xxhash is missing"):
+        weights_file.decode(data)
+    read = weights_file.decode(data, check=False)
+    assert read.tensors["b"].tobytes() == TENSORS["b"].tobytes()
+    with pytest.raises(WeightsFileError, match="lies at"):
+        weights_file.decode(data[:-4], check=False)

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-import zstandard
+
+try:
+    import xxhash
+except ImportError:  # where PyTorch is on a cluster, say: decode(..., check=False) does without
+    xxhash = None
 
 FORMAT_VERSION = "1"
 ZSTD_LEVEL = 19
@@ -75,6 +78,12 @@ def _encode(name: str, values: np.ndarray, dtype: str) -> bytes:
     return encoded.tobytes()
 
 
+def _checksum(section: bytes | memoryview) -> str:
+    if xxhash is None:
+        raise WeightsFileError("the Python package xxhash is missing, which makes the checksum")
+    return xxhash.xxh64_hexdigest(section, seed=0)
+
+
 def _json_text(value: Any) -> str:  # noqa: ANN401
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -107,7 +116,7 @@ def encode(
         "dosemap.graph": _json_text(graph),
         "dosemap.card": _json_text(card),
         "dosemap.provenance": _json_text(provenance),
-        "dosemap.xxh64": xxhash.xxh64_hexdigest(section, seed=0),
+        "dosemap.xxh64": _checksum(section),
     }
     header = _json_text({"__metadata__": metadata, **entries}).encode()
     header += b" " * (-len(header) % 8)  # the data section starts at a multiple of 8
@@ -133,6 +142,8 @@ def write(
     """
     data = encode(graph, card, provenance, tensors, dtype)
     if not str(path).endswith(".safetensors"):
+        import zstandard
+
         data = zstandard.ZstdCompressor(
             level=ZSTD_LEVEL, write_checksum=True, write_content_size=True
         ).compress(data)
@@ -175,8 +186,11 @@ def _decode(data: memoryview, dtype: str, shape: list[int]) -> np.ndarray:
     return flat.reshape(shape).copy()
 
 
-def decode(data: bytes) -> WeightsFile:
-    """Read the bytes of an uncompressed weights file and check them against the format."""
+def decode(data: bytes, *, check: bool = True) -> WeightsFile:
+    """Read the bytes of an uncompressed weights file and check them against the format.
+
+    Not its checksum, if `check` is false: for who reads the same file with dosemap as well.
+    """
     if len(data) < 8:
         raise WeightsFileError(f"the file has {len(data)} bytes; the header's length alone has 8")
     length = int.from_bytes(data[:8], "little")
@@ -188,7 +202,7 @@ def decode(data: bytes) -> WeightsFile:
     if version != FORMAT_VERSION:
         raise WeightsFileError(f"dosemap.format is {version!r}; only {FORMAT_VERSION!r} is known")
     section = memoryview(data)[8 + length :]
-    if xxhash.xxh64_hexdigest(section, seed=0) != metadata.get("dosemap.xxh64"):
+    if check and _checksum(section) != metadata.get("dosemap.xxh64"):
         raise WeightsFileError("the data section does not have the checksum that the header names")
     tensors: dict[str, np.ndarray] = {}
     end = 0
@@ -217,6 +231,8 @@ def decompress(data: bytes) -> bytes:
     """Undo the Zstandard frame, if there is one; its size and checksum must be in it."""
     if not data.startswith(_ZSTD_MAGIC):
         return data
+    import zstandard
+
     parameters = zstandard.get_frame_parameters(data)
     if parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN or not parameters.has_checksum:
         raise WeightsFileError("the Zstandard frame lacks its content size or its checksum")
