@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the device's network is said to move and compute: against the memory that its launches touch
- * under the emulation, against the plan's own costs, and for the shipped network within limits. */
+/* What the device's network is said to move and compute: by hand, against the plan's own costs, and
+ * for the shipped network within limits. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,393 +9,122 @@
 #include <cmocka.h>
 
 #include <math.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
 
-#include "emulation.h"
-#include "library_convolution_reference.h"
-#include "plan_case.h"
-#include "predict/cuda/device_account.h"
-#include "predict/cuda/device_check.h"
-#include "predict/cuda/device_network_parts.h"
+#include "account_case.h"
 #include "random_graph.h"
 
 #define BATCH 64 /* of the shipped network: what a volume of many windows is run with */
 #define CACHE ((size_t)25 << 20)
 
-/* ---- A network and what it needs ------------------------------------------------------------- */
+/* ---- By hand ---------------------------------------------------------------------------------- */
 
-typedef struct made {
-    cudaStream_t stream;
-    convolution_library *library;
-    library_plans *plans;
-    device_parameters *parameters;
-    device_network *net;
-} made;
-
-typedef struct wanted {
-    unsigned batch;
-    size_t cache_bytes;
-    bool dry, own, compile, whole_output; /* the last: its head is not joined */
-    const device_kernels *kernels;
-} wanted;
-
-static made make(const plan *p, wanted w)
+static device_tensor tensor(unsigned z, unsigned y, unsigned x, unsigned channels,
+                            element_type type)
 {
-    made m = {0};
-    dm_error err = {0};
-    if (!w.dry)
-        assert_int_equal(cudaStreamCreate(&m.stream), cudaSuccess);
-    if (!w.own) {
-        assert_int_equal(convolution_library_open(&m.library, &err), DM_OK);
-        assert_int_equal(library_plans_create(m.library, &m.plans, &err), DM_OK);
-    }
-    assert_int_equal(w.dry ? device_parameters_create_dry(p->options.type, &m.parameters, &err)
-                           : device_parameters_create(p->options.type, &m.parameters, &err),
-                     DM_OK);
-    const device_network_options options = {.batch = w.batch,
-                                            .join_head = !w.whole_output,
-                                            .compile = w.compile,
-                                            .cache_bytes = w.cache_bytes,
-                                            .plans = m.plans,
-                                            .convolutions = w.own ? DM_CONVOLUTIONS_OWN
-                                                                  : DM_CONVOLUTIONS_LIBRARY,
-                                            .kernels = w.kernels,
-                                            .parameters = m.parameters,
-                                            .stream = m.stream,
-                                            .dry = w.dry};
-    if (device_network_create(p, &options, &m.net, &err) != DM_OK)
-        fail_msg("%s", err.what);
-    return m;
+    return (device_tensor){.sample = (size_t)z * y * x * channels,
+                           .pitch = channels,
+                           .channels = channels,
+                           .dim = {z, y, x},
+                           .type = type};
 }
 
-static void clear(made *m)
+static void assert_sum(const account_sum *sum, account_sum expected)
 {
-    device_network_free(m->net);
-    device_parameters_free(m->parameters);
-    library_plans_free(m->plans);
-    convolution_library_free(m->library);
-    if (m->stream)
-        assert_int_equal(cudaStreamDestroy(m->stream), cudaSuccess);
+    if (memcmp(sum, &expected, sizeof expected))
+        fail_msg("read %g (%g), written %g (%g), weights %g (%g), workspace %g (%g), FLOP %g (%g), "
+                 "launches %g (%g)",
+                 sum->read, expected.read, sum->written, expected.written, sum->weights,
+                 expected.weights, sum->workspace, expected.workspace, sum->flop, expected.flop,
+                 sum->launches, expected.launches);
 }
 
-static device_account account_of(const device_network *net)
+static void test_small_things(void **state)
 {
-    device_account account;
-    dm_error err = {0};
-    assert_int_equal(device_account_make(net, &account, &err), DM_OK);
-    return account;
+    (void)state;
+    const device_kernels *k = &device_kernels_count;
+    const device_tensor in = tensor(5, 7, 3, 12, ELEMENT_BF16),
+                        out = tensor(4, 7, 3, 12, ELEMENT_F32),
+                        one = tensor(1, 1, 1, 12, ELEMENT_BF16);
+    const float parameters[12] = {0};
+    device_epilogue nothing = {0}, prelu = {.bias = parameters, .n = 1};
+    device_account a = {0};
+    account_sum sum = {0};
+    cudaStream_t stream = (cudaStream_t)(void *)&a;
+    prelu.link[0] = (device_link){.op = CHAIN_PRELU, .scale = parameters};
+    a.now = &sum;
+    k->zero(NULL, 1000, stream);
+    assert_sum(&sum, (account_sum){.written = 1000, .launches = 1});
+
+    /* A slice reads what it takes, a pad what there is: 2 bytes; 3 axes' tables of 12. */
+    sum = (account_sum){0};
+    k->take_voxels(NULL, 0, 1, 0, &in, &out, 2, &nothing, stream);
+    assert_sum(&sum, (account_sum){.read = 2 * 84 * 12 * 2,
+                                   .written = 2 * 84 * 12 * 4,
+                                   .weights = 14 * 12,
+                                   .launches = 1});
+    sum = (account_sum){0};
+    k->take_voxels(NULL, 0, 1, 0, &out, &in, 2, &nothing, stream);
+    assert_sum(&sum, (account_sum){.read = 2 * 84 * 12 * 4,
+                                   .written = 2 * 105 * 12 * 2,
+                                   .weights = 15 * 12,
+                                   .launches = 1});
+    sum = (account_sum){0};
+    k->interpolate(NULL, &in, &out, 1, &prelu, stream);
+    assert_sum(&sum, (account_sum){.read = 105 * 12 * 2,
+                                   .written = 84 * 12 * 4,
+                                   .weights = 14 * 12 + 2 * 48,
+                                   .launches = 1});
+
+    /* Statistics of 3 groups of 2 samples are 48 bytes, written and read. */
+    sum = (account_sum){0};
+    double workspace = (double)normalise_workspace(&in, 2, 3);
+    k->normalise_statistics(&in, 2, 3, 0, NULL, NULL, stream);
+    k->normalise_apply(&in, &in, 2, 3, NULL, parameters, NULL, &nothing, stream);
+    assert_true(workspace > 0);
+    assert_sum(&sum, (account_sum){.read = 2 * 2 * 105 * 12 * 2,
+                                   .written = 2 * 105 * 12 * 2,
+                                   .weights = 48,
+                                   .workspace = 2 * workspace + 2 * 48,
+                                   .launches = 2});
+    sum = (account_sum){0};
+    k->global_average(NULL, &one, 2, &nothing, stream);
+    assert_sum(&sum, (account_sum){.written = 2 * 12 * 2, .workspace = 2 * 12 * 8, .launches = 1});
 }
 
-/* ---- Memory that is touched ------------------------------------------------------------------ */
-
-/* Pages of the network's memory are closed before a launch, and opened for reading or writing when
- * they are first read or written. */
-enum { RANGES = 2 };
-static struct {
-    unsigned char *begin[RANGES], *end[RANGES]; /* whole pages of arena and scratch */
-    size_t page;
-    atomic_size_t read, written; /* pages */
-    struct sigaction before;
-    device_account counted;
-    account_sum sum; /* of the launch that is watched */
-    size_t failed;
-    size_t n_kinds;
-    const char *kinds[32]; /* that were watched */
-} watch;
-
-static bool is_watched(const unsigned char *at)
-{
-    for (int r = 0; r < RANGES; r++)
-        if (at >= watch.begin[r] && at < watch.end[r])
-            return true;
-    return false;
-}
-
-#ifdef __x86_64__
-#define CAN_WATCH 1
-static bool was_written(const void *context)
-{
-    return ((const ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] & 2;
-}
-#else
-#define CAN_WATCH 0
-static bool was_written(const void *context)
-{
-    (void)context;
-    return false;
-}
-#endif
-
-/* Several threads may come for one page: it counts once for each, of which there is one here. */
-static void on_fault(int number, siginfo_t *info, void *context)
-{
-    unsigned char *at = info->si_addr;
-    if (!is_watched(at)) {
-        watch.before.sa_sigaction(number, info, context);
-        return;
-    }
-    unsigned char *page = at - (uintptr_t)at % watch.page;
-    if (was_written(context)) {
-        atomic_fetch_add(&watch.written, 1);
-        mprotect(page, watch.page, PROT_READ | PROT_WRITE);
-    } else {
-        atomic_fetch_add(&watch.read, 1);
-        mprotect(page, watch.page, PROT_READ);
-    }
-}
-
-static void set_access(int access)
-{
-    for (int r = 0; r < RANGES; r++)
-        if (watch.end[r] > watch.begin[r])
-            assert_int_equal(
-                mprotect(watch.begin[r], (size_t)(watch.end[r] - watch.begin[r]), access), 0);
-}
-
-static void begin_launch(cudaStream_t stream)
-{
-    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
-    watch.read = watch.written = 0;
-    watch.sum = (account_sum){0};
-    watch.counted.now = &watch.sum;
-    set_access(PROT_NONE);
-}
-
-/* Where an operand begins or ends within a page, the page counts whole. */
-static bool close_to(const char *name, const char *what, size_t pages, double bytes)
-{
-    double touched = (double)(pages * watch.page), edges = 8.0 * (double)watch.page;
-    if (touched >= bytes - edges && touched <= bytes + edges)
-        return true;
-    fprintf(stderr, "%s: %s %.0f bytes, counted %.0f\n", name, what, touched, bytes);
-    return false;
-}
-
-static void end_launch(const char *name, cudaStream_t stream)
-{
-    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
-    size_t read = watch.read, written = watch.written;
-    set_access(PROT_READ | PROT_WRITE);
-    /* What is scratch of a normalisation or the library's workspace is small here. */
-    bool close = close_to(name, "read", read, watch.sum.read) &&
-                 close_to(name, "wrote", written, watch.sum.written);
-    watch.failed += !close;
-    for (size_t i = 0; i < watch.n_kinds; i++)
-        if (strcmp(watch.kinds[i], name) == 0)
-            return;
-    watch.kinds[watch.n_kinds++] = name;
-}
-
-static cudaStream_t counting(void)
-{
-    return (cudaStream_t)(void *)&watch.counted;
-}
-
-/* A launch by the kernel that runs, and its count. */
-#define WATCHED(name, parameters, ...)                                                             \
-    static cudaError_t watched_##name parameters                                                   \
-    {                                                                                              \
-        begin_launch(stream);                                                                      \
-        cudaError_t code = device_kernels_run.name(__VA_ARGS__, stream);                           \
-        assert_int_equal(device_kernels_count.name(__VA_ARGS__, counting()), cudaSuccess);         \
-        end_launch(#name, stream);                                                                 \
-        return code;                                                                               \
-    }
-
-WATCHED(zero, (void *data, size_t bytes, cudaStream_t stream), data, bytes)
-WATCHED(pointwise,
-        (const device_tensor *in, const device_tensor *out, unsigned samples,
-         const device_epilogue *epilogue, cudaStream_t stream),
-        in, out, samples, epilogue)
-WATCHED(normalise_statistics,
-        (const device_tensor *in, unsigned samples, unsigned groups, float epsilon,
-         float *statistics, void *workspace, cudaStream_t stream),
-        in, samples, groups, epsilon, statistics, workspace)
-WATCHED(normalise_apply,
-        (const device_tensor *in, const device_tensor *out, unsigned samples, unsigned groups,
-         const float *statistics, const float *scale, const float *shift,
-         const device_epilogue *epilogue, cudaStream_t stream),
-        in, out, samples, groups, statistics, scale, shift, epilogue)
-WATCHED(pool,
-        (const device_pool *windows, const device_tensor *in, const device_tensor *out,
-         unsigned samples, const device_epilogue *epilogue, cudaStream_t stream),
-        windows, in, out, samples, epilogue)
-WATCHED(take_voxels,
-        (const device_axis_map axis[3], unsigned channel_begin, unsigned channel_step, float fill,
-         const device_tensor *in, const device_tensor *out, unsigned samples,
-         const device_epilogue *epilogue, cudaStream_t stream),
-        axis, channel_begin, channel_step, fill, in, out, samples, epilogue)
-WATCHED(interpolate,
-        (const device_axis_map axis[3], const device_tensor *in, const device_tensor *out,
-         unsigned samples, const device_epilogue *epilogue, cudaStream_t stream),
-        axis, in, out, samples, epilogue)
-#define CONVOLUTION                                                                                \
-    (const device_convolution *c, const device_tensor *in, const device_tensor *out,               \
-     unsigned samples, const device_epilogue *epilogue, cudaStream_t stream)
-WATCHED(convolution, CONVOLUTION, c, in, out, samples, epilogue)
-WATCHED(convolution_first, CONVOLUTION, c, in, out, samples, epilogue)
-WATCHED(convolution_tensor_core, CONVOLUTION, c, in, out, samples, epilogue)
-WATCHED(convolution_halo, CONVOLUTION, c, in, out, samples, epilogue)
-WATCHED(unfold,
-        (const int kernel[3], const device_tensor *blocks, const device_tensor *out,
-         unsigned samples, const device_epilogue *epilogue, cudaStream_t stream),
-        kernel, blocks, out, samples, epilogue)
-WATCHED(attention_gate,
-        (const device_gate *gate, const device_tensor *coarse, const device_tensor *skip,
-         const device_tensor *out, unsigned samples, cudaStream_t stream),
-        gate, coarse, skip, out, samples)
-
-static dm_status watched_library(const library_convolution *used, const void *x, const void *weight,
-                                 const float *bias, const void *residual, void *y, void *workspace,
-                                 cudaStream_t stream, dm_error *err)
-{
-    begin_launch(stream);
-    dm_status status =
-        device_kernels_run.library(used, x, weight, bias, residual, y, workspace, stream, err);
-    assert_int_equal(device_kernels_count.library(used, x, weight, bias, residual, y, workspace,
-                                                  counting(), err),
-                     DM_OK);
-    end_launch("library", stream);
-    return status;
-}
-
-static const device_kernels watched = {.zero = watched_zero,
-                                       .pointwise = watched_pointwise,
-                                       .normalise_statistics = watched_normalise_statistics,
-                                       .normalise_apply = watched_normalise_apply,
-                                       .pool = watched_pool,
-                                       .take_voxels = watched_take_voxels,
-                                       .interpolate = watched_interpolate,
-                                       .convolution = watched_convolution,
-                                       .convolution_first = watched_convolution_first,
-                                       .convolution_tensor_core = watched_convolution_tensor_core,
-                                       .convolution_halo = watched_convolution_halo,
-                                       .unfold = watched_unfold,
-                                       .attention_gate = watched_attention_gate,
-                                       .library = watched_library};
-
-static void watch_memory(int range, void *data, size_t bytes)
-{
-    uintptr_t begin = ((uintptr_t)data + watch.page - 1) / watch.page * watch.page;
-    uintptr_t end = ((uintptr_t)data + bytes) / watch.page * watch.page;
-    watch.begin[range] = (unsigned char *)begin;
-    watch.end[range] = (unsigned char *)(end > begin ? end : begin);
-}
-
-static cudaError_t fill(void *context, const device_tensor *input, unsigned first, unsigned samples,
-                        cudaStream_t stream)
-{
-    (void)context, (void)first;
-    return cudaMemsetAsync(input->data, 0, samples * input->sample * element_size(input->type),
-                           stream);
-}
-
-static cudaError_t take(void *context, const device_tensor *output, unsigned first,
-                        unsigned samples, cudaStream_t stream)
-{
-    (void)context, (void)output, (void)first, (void)samples, (void)stream;
-    return cudaSuccess;
-}
-
-/* Launches of the graph, each of which touches what it is said to. */
-static void watch_network(const graph_builder *b, element_type type, bool own, bool compile)
-{
-    plan *p = build(b, (plan_case){.type = type, .reads = true, .writes = true});
-    made m = make(p, (wanted){.batch = 2,
-                              .cache_bytes = SIZE_MAX,
-                              .own = own,
-                              .compile = compile,
-                              .whole_output = true,
-                              .kernels = &watched});
-    const network_ends ends = {.fill = fill, .take = take};
-    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
-    dm_error err = {0};
-    watch.failed = 0;
-    watch.page = (size_t)sysconf(_SC_PAGESIZE);
-    watch_memory(0, m.net->arena, m.net->layout.bytes);
-    watch_memory(1, m.net->scratch, m.net->scratch_bytes);
-    assert_int_equal(sigaction(SIGSEGV, &action, &watch.before), 0);
-    if (device_network_launch(m.net, &ends, &err) != DM_OK)
-        fail_msg("%s", err.what);
-    assert_int_equal(sigaction(SIGSEGV, &watch.before, NULL), 0);
-    assert_int_equal(watch.failed, 0);
-    clear(&m);
-    plan_free(p);
-}
-
-static bool was_watched(const char *kind)
-{
-    for (size_t i = 0; i < watch.n_kinds; i++)
-        if (strcmp(watch.kinds[i], kind) == 0)
-            return true;
-    return false;
-}
-
-/* A gate as attention U-Nets have it, of 16 channels. */
-static int build_gate(graph_builder *b, int coarse, int skip)
-{
-    int sum = build_binary(b, OP_ADD, build_conv(b, coarse, 8, 1), build_conv(b, skip, 8, 1));
-    int map = build_unary(b, OP_SIGMOID, build_conv(b, build_unary(b, OP_RELU, sum), 1, 1));
-    return build_binary(b, OP_MUL, skip, map);
-}
-
-/* Every kind of launch, on tensors of hundreds of pages, and no views: these share pages. */
-static void build_all_kinds(graph_builder *b)
-{
-    build_begin(b, 1, (const size_t[]){16, 16, 32}, 5);
-    graph_node resize = build_attributes(OP_RESIZE);
-    resize.resize = RESIZE_LINEAR;
-    resize.scales[0] = resize.scales[1] = resize.scales[2] = 2;
-    graph_node pad = build_attributes(OP_PAD);
-    pad.pad_begin[0] = 2;
-    pad.pad_end[0] = 1;
-    graph_node slice = build_attributes(OP_SLICE);
-    slice.slice_begin[0] = 1;
-    slice.slice_end[0] = 17;
-    int a = build_unary(b, OP_LEAKY_RELU, build_conv(b, b->input, 16, 3));
-    int n = build_norm(b, OP_INSTANCE_NORM, a, 16);
-    int c = build_unary(b, OP_RELU, build_binary(b, OP_ADD, build_conv(b, n, 16, 3), a));
-    int coarse = build_up(b, build_down(b, c, 32), 16);
-    int gated = build_gate(b, coarse, c);
-    graph_node pool = build_attributes(OP_MAX_POOL);
-    for (int axis = 0; axis < 3; axis++)
-        pool.kernel[axis] = pool.stride[axis] = 2;
-    int fine = build_with(b, &resize, build_with(b, &pool, gated));
-    int cut = build_with(b, &slice, build_with(b, &pad, build_unary(b, OP_TANH, fine)));
-    build_output(b, build_conv(b, build_binary(b, OP_ADD, cut, c), 1, 3));
-}
-
-static void test_launches_touch_what_is_counted(void **state)
+/* A window of 6 x 8 x 10: PET and sums of float32, the importance once for a portion of two. */
+static void test_both_ends(void **state)
 {
     (void)state;
     static graph_builder b;
-    if (!CAN_WATCH)
-        skip();
-    build_all_kinds(&b);
-    watch_network(&b, ELEMENT_F32, false, false);
-    watch_network(&b, ELEMENT_F32, false, true);
-    watch_network(&b, ELEMENT_BF16, true, false);
-    static const char *const kinds[] = {"pointwise",
-                                        "normalise_statistics",
-                                        "normalise_apply",
-                                        "pool",
-                                        "take_voxels",
-                                        "interpolate",
-                                        "convolution",
-                                        "convolution_first",
-                                        "unfold",
-                                        "attention_gate",
-                                        "convolution_tensor_core",
-                                        "library"};
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (!was_watched(kinds[i]))
-            fail_msg("%s was not watched", kinds[i]);
+    const double voxels = 6 * 8 * 10;
+    build_begin(&b, 1, (const size_t[]){6, 8, 10}, 3);
+    build_output(&b, build_conv(&b, build_conv(&b, b.input, 8, 3), 1, 1));
+    plan *p = build(&b, (plan_case){.type = ELEMENT_BF16, .reads = true, .writes = true});
+    network_kind w = {.batch = 4, .cache_bytes = 2 * 480 * (16 + 4), .dry = true, .own = true};
+    network_made joined = make(p, w);
+    w.whole_output = true;
+    network_made apart = make(p, w);
+    device_account j = account_of(joined.net), a = account_of(apart.net);
+    assert_int_equal(network_samples(joined.net, 0), 2);
+    assert_sum(&j.fill,
+               (account_sum){.read = 4 * voxels * 4, .written = 4 * voxels * 2, .launches = 2});
+    assert_sum(&j.ops[1], (account_sum){.read = 4 * voxels * (8 * 2 + 4),
+                                        .written = 4 * voxels * 4,
+                                        .weights = 2 * (8 * 2 + 4 + voxels * 4),
+                                        .flop = 4 * voxels * 2 * 8,
+                                        .launches = 2});
+    assert_sum(&j.take, (account_sum){0});
+    assert_sum(&a.fill, j.fill);
+    assert_sum(&a.take, (account_sum){.read = 4 * voxels * (4 + 4),
+                                      .written = 4 * voxels * 4,
+                                      .weights = 2 * voxels * 4,
+                                      .launches = 2});
+    device_account_clear(&j);
+    device_account_clear(&a);
+    clear(&joined);
+    clear(&apart);
+    plan_free(p);
     build_end(&b);
 }
 
@@ -461,13 +190,13 @@ static void test_random_networks(void **state)
         plan *p = build(&b, (plan_case){.type = seed % 3 ? ELEMENT_F32 : ELEMENT_BF16,
                                         .reads = seed % 2,
                                         .writes = seed % 4 < 2});
-        wanted w = {.batch = 6,
-                    .cache_bytes = seed % 5 ? SIZE_MAX : 4096,
-                    .own = seed % 2,
-                    .compile = seed % 4 == 0};
-        made real = make(p, w);
+        network_kind w = {.batch = 6,
+                          .cache_bytes = seed % 5 ? SIZE_MAX : 4096,
+                          .own = seed % 2,
+                          .compile = seed % 4 == 0};
+        network_made real = make(p, w);
         w.dry = true;
-        made dry = make(p, w);
+        network_made dry = make(p, w);
         device_account a = account_of(real.net), d = account_of(dry.net);
         account_sum sum = a.fill;
         compare_accounts(&a, &d, seed);
@@ -510,8 +239,10 @@ static void test_shipped_network(void **state)
     (void)state;
     dm_model *model = NULL;
     plan *p = shipped_plan(&model);
-    made library = make(p, (wanted){.batch = BATCH, .cache_bytes = CACHE, .dry = true});
-    made own = make(p, (wanted){.batch = BATCH, .cache_bytes = CACHE, .dry = true, .own = true});
+    network_made library =
+        make(p, (network_kind){.batch = BATCH, .cache_bytes = CACHE, .dry = true});
+    network_made own =
+        make(p, (network_kind){.batch = BATCH, .cache_bytes = CACHE, .dry = true, .own = true});
     device_account l = account_of(library.net), o = account_of(own.net);
     double per_window = account_bytes(&l.total) / BATCH, fused = account_bytes(&o.total) / BATCH;
     print_message("library %.2f MB, own %.2f MB\n", 1e-6 * per_window, 1e-6 * fused);
@@ -533,8 +264,10 @@ static void test_portions_share_weights(void **state)
     (void)state;
     dm_model *model = NULL;
     plan *p = shipped_plan(&model);
-    made one = make(p, (wanted){.batch = BATCH, .cache_bytes = SIZE_MAX, .dry = true, .own = true});
-    made many = make(p, (wanted){.batch = BATCH, .cache_bytes = CACHE, .dry = true, .own = true});
+    network_made one =
+        make(p, (network_kind){.batch = BATCH, .cache_bytes = SIZE_MAX, .dry = true, .own = true});
+    network_made many =
+        make(p, (network_kind){.batch = BATCH, .cache_bytes = CACHE, .dry = true, .own = true});
     device_account a = account_of(one.net), b = account_of(many.net);
     assert_int_equal(a.n_ops, b.n_ops);
     for (size_t i = 0; i < a.n_ops; i++) {
@@ -562,7 +295,7 @@ static void test_workspace_counts_twice(void **state)
     build_begin(&b, 16, (const size_t[]){8, 8, 8}, 3);
     build_output(&b, build_conv(&b, build_conv(&b, b.input, 16, 3), 1, 1));
     plan *p = build(&b, (plan_case){.type = ELEMENT_BF16, .reads = true, .writes = true});
-    made m = make(p, (wanted){.batch = 4, .cache_bytes = 60000, .dry = true});
+    network_made m = make(p, (network_kind){.batch = 4, .cache_bytes = 60000, .dry = true});
     device_account a = account_of(m.net);
     unsigned portions = 4 / network_samples(m.net, 0);
     const library_convolution *used = m.net->ops[0].conv.library;
@@ -579,14 +312,12 @@ static void test_workspace_counts_twice(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_launches_touch_what_is_counted),
+        cmocka_unit_test(test_small_things),
+        cmocka_unit_test(test_both_ends),
         cmocka_unit_test(test_random_networks),
         cmocka_unit_test(test_shipped_network),
         cmocka_unit_test(test_portions_share_weights),
         cmocka_unit_test(test_workspace_counts_twice),
     };
-    /* The test itself closes and opens memory, and pages count once. */
-    setenv("DOSEMAP_EMULATED_PROTECT", "0", 1);
-    setenv("DOSEMAP_EMULATED_THREADS", "1", 1);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
