@@ -119,7 +119,7 @@ static dm_status read_times(const layer_clock *c, double *seconds, unsigned runs
 
 static void describe(const device_network *network, size_t layer, measure_layer *to)
 {
-    const char *name = layer == 0 ? "windows in" : "windows out";
+    const char *name = layer == 0 ? "cut out" : "add up";
     const char *way = layer == 0 ? "kernel_gather" : "kernel_stitch";
     if (layer > 0 && layer <= network->n_ops) {
         name = network->ops[layer - 1].step->name;
