@@ -56,6 +56,7 @@ def pet(tmp_path: Path, affine: np.ndarray) -> Path:
 
 def documented_keys() -> list[str]:
     page = (ROOT / "bench/README.md").read_text().partition("## What `dosemap bench")[2]
+    page = page.partition("\n## ")[0]
     cells = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
     return [key for cell in cells for key in re.findall(r"`(\w+)`", cell)]
 
