@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "predict/cuda/cuda_measure.h"
 #include "predict/cuda/cuda_state.h"
+#include "predict/cuda/cuda_tune.h"
+#include "predict/cuda/cuda_tuning.h"
 #include "predict/cuda/device_check.h"
 #include "predict/cuda_module.h"
 #include "predict/job_messages.h"
@@ -124,6 +126,7 @@ static void destroy(void *state)
         return;
     (void)cudaSetDevice(s->device);
     device_network_free(s->network);
+    tuning_free(s->tuning);
     device_parameters_free(s->parameters);
     library_plans_free(s->plans);
     convolution_library_free(s->library);
@@ -162,15 +165,18 @@ static dm_status open_library(cuda_state *s, dm_error *err)
     return status == DM_OK ? library_plans_create(s->library, &s->plans, err) : status;
 }
 
-static void note_description(cuda_state *s)
+void cuda_state_describe(cuda_state *s)
 {
     const char *rejected = s->plans ? library_plans_rejections(s->plans) : "";
     const char *joined = !s->network || !s->plans ? ""
+                         : s->tuning              ? ", tuned"
                          : s->network_compiled    ? ", joined"
                                                   : ", not joined";
-    snprintf(s->description, sizeof s->description, "%s; %s%s%s%s", s->device_name,
+    const char *untuned = s->tuning_problem, *alone = s->graph_problem;
+    snprintf(s->description, sizeof s->description, "%s; %s%s%s%s%s%s%s%s", s->device_name,
              s->library ? convolution_library_name(s->library) : "own convolutions", joined,
-             *rejected ? "; not used: " : "", rejected);
+             *rejected ? "; not used: " : "", rejected, *untuned ? "; tuning not used: " : "",
+             untuned, *alone ? "; without a CUDA graph: " : "", alone);
 }
 
 static dm_status create(const plan *steps, const backend_options *options, void **state,
@@ -193,7 +199,7 @@ static dm_status create(const plan *steps, const backend_options *options, void 
     if (status == DM_OK)
         status = device_parameters_create(steps->options.type, &s->parameters, err);
     if (status == DM_OK) {
-        note_description(s);
+        cuda_state_describe(s);
         *state = s;
     } else {
         destroy(s);
@@ -210,7 +216,10 @@ static dm_status report_preparing(void *job, dm_error *err)
 dm_status cuda_state_network(cuda_state *s, const predict_job *job, unsigned batch, dm_error *err)
 {
     predict_job reported = *job;
-    bool compile = cuda_state_compiles(s, job->tiling->count);
+    dm_status status = cuda_state_tuning(s, batch, err);
+    if (status != DM_OK)
+        return status;
+    bool compile = !s->tuning && cuda_state_compiles(s, job->tiling->count);
     if (s->network && s->network_batch == batch && s->network_compiled == compile)
         return DM_OK;
     const device_network_options options = {.batch = batch,
@@ -220,17 +229,19 @@ dm_status cuda_state_network(cuda_state *s, const predict_job *job, unsigned bat
                                             .cache_bytes = s->cache_bytes,
                                             .plans = s->plans,
                                             .convolutions = s->convolutions,
+                                            .tuning = s->tuning,
                                             .parameters = s->parameters,
                                             .stream = s->stream,
                                             .go_on = report_preparing,
                                             .context = &reported};
     device_network_free(s->network);
     s->network = NULL;
-    dm_status status = device_network_create(s->plan, &options, &s->network, err);
+    s->graph_problem[0] = '\0';
+    status = device_network_create(s->plan, &options, &s->network, err);
     s->network_batch = batch;
     s->network_compiled = compile;
     if (status == DM_OK)
-        note_description(s);
+        cuda_state_describe(s);
     return status;
 }
 
@@ -273,6 +284,7 @@ const backend cuda_backend = {.name = "cuda",
                               .create = create,
                               .run = cuda_run,
                               .destroy = destroy,
+                              .tune = cuda_tune,
                               .measure = cuda_measure,
                               .ceilings = cuda_ceilings,
                               .energy = cuda_energy};

@@ -105,6 +105,8 @@ dm_status cuda_run(void *state, const predict_job *job, predict_result *result, 
         if (err)
             *err = problem;
     }
+    result->tuning_file = s->tuning ? tuning_path(s->tuning) : NULL;
+    result->tuning_xxh64 = s->tuning ? tuning_checksum(s->tuning) : NULL;
     result->seconds_total = job_clock() - start;
     return status;
 }

@@ -8,6 +8,7 @@
  */
 #include <math.h>
 #include <nvtx3/nvToolsExt.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -144,25 +145,36 @@ static void drop_graph(device_job *d)
     d->graph = NULL;
 }
 
-/* Leaves d->graph empty where it cannot be done. */
+static void note_no_graph(device_job *d, const char *why)
+{
+    cuda_state *s = d->state;
+    d->graph = NULL;
+    snprintf(s->graph_problem, sizeof s->graph_problem, "%.150s", why);
+    cuda_state_describe(s);
+}
+
+/* Leaves d->graph empty where it cannot be done, and says why in the description. */
 static void record_graph(device_job *d)
 {
     cudaStream_t stream = d->state->stream;
     enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
     cudaGraph_t recorded = NULL;
-    bool complete = false;
-    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
-        complete = launch_network(d, NULL) == DM_OK;
-        if (cudaStreamEndCapture(stream, &recorded) != cudaSuccess) {
-            complete = false;
+    dm_error problem = {0};
+    cudaError_t code = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    if (code == cudaSuccess) {
+        (void)launch_network(d, &problem);
+        code = cudaStreamEndCapture(stream, &recorded);
+        if (code != cudaSuccess) {
             /* The stream is of no use until it has ended. */
             if (cudaStreamIsCapturing(stream, &recording) == cudaSuccess &&
                 recording != cudaStreamCaptureStatusNone)
                 (void)cudaStreamEndCapture(stream, &recorded);
         }
     }
-    if (complete && cudaGraphInstantiate(&d->graph, recorded, 0) != cudaSuccess)
-        d->graph = NULL;
+    if (code == cudaSuccess && problem.status == DM_OK)
+        code = cudaGraphInstantiate(&d->graph, recorded, 0);
+    if (code != cudaSuccess || problem.status != DM_OK)
+        note_no_graph(d, problem.status != DM_OK ? problem.what : cudaGetErrorString(code));
     if (recorded)
         (void)cudaGraphDestroy(recorded);
     (void)cudaGetLastError();

@@ -5,6 +5,7 @@
 
 #include "predict/backend.h"
 #include "predict/cuda/device_network.h"
+#include "predict/cuda/tuning_file.h"
 #include "predict/cuda_module.h"
 
 typedef struct cuda_state {
@@ -23,12 +24,19 @@ typedef struct cuda_state {
     unsigned network_batch;
     bool network_compiled; /* with plans of the library that are compiled at run time */
     unsigned batch_fits;   /* the largest that fitted where memory was short; 0: it never was */
-    char device_name[300], description[800];
+    tuning *tuning;        /* what was found fastest for batches of tuning_batch; NULL: nothing */
+    unsigned tuning_batch; /* 0: not looked for */
+    char tuning_problem[TUNING_PROBLEM]; /* why what there is is not used; "" */
+    char graph_problem[160];             /* why batches run without a CUDA graph; "" */
+    char device_name[300], description[1400];
 } cuda_state;
 
 /* The network for batches of that size of the job's windows; the one before is given up. */
 dm_status cuda_state_network(cuda_state *state, const predict_job *job, unsigned batch,
                              dm_error *err);
+
+/* Writes the description anew. */
+void cuda_state_describe(cuda_state *state);
 
 /* Windows of a batch, for so many windows in all; no more than have fitted before. */
 unsigned cuda_state_batch(const cuda_state *state, size_t windows);

@@ -17,7 +17,7 @@
 /* What the choices hold for. */
 typedef struct tuning_key {
     /* These name the file. */
-    char library[48], device[256];
+    char library[48], device[300];
     int capability[2], multiprocessors;
     char network[17]; /* checksum of the plan's steps and sizes; weights do not matter */
     size_t tile[3];   /* z, y, x */

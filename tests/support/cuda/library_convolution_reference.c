@@ -97,7 +97,8 @@ static void read_environment(void)
         [REFERENCE_WRONG] = "wrong=",   [REFERENCE_STALE] = "stale=",
         [REFERENCE_SAMPLE] = "sample=", [REFERENCE_BORDER] = "border=",
         [REFERENCE_TAP] = "tap=",       [REFERENCE_NAN] = "nan=",
-        [REFERENCE_FAILS] = "fails=",   [REFERENCE_NO_PLAN] = "none="};
+        [REFERENCE_FAILS] = "fails=",   [REFERENCE_UNRECORDED] = "unrecorded=",
+        [REFERENCE_NO_PLAN] = "none="};
     const char *list = getenv("DOSEMAP_REFERENCE_CONVOLUTION");
     while (list && *list) {
         bool known = strncmp(list, "unjoined", 8) == 0;
@@ -561,13 +562,22 @@ static const char *misuse(const enqueued *call)
     return NULL;
 }
 
+static bool is_recorded(cudaStream_t stream)
+{
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+           status != cudaStreamCaptureStatusNone;
+}
+
 dm_status library_convolution_run(const library_convolution *convolution, const void *x,
                                   const void *weight, const float *bias, const void *residual,
                                   void *y, void *workspace, cudaStream_t stream, dm_error *err)
 {
     const enqueued arguments = {convolution->runs, convolution, x, weight,
                                 residual,          bias,        y, workspace};
-    const char *wrong = convolution->fault == REFERENCE_FAILS ? "planted" : misuse(&arguments);
+    bool fails = convolution->fault == REFERENCE_FAILS ||
+                 (convolution->fault == REFERENCE_UNRECORDED && is_recorded(stream));
+    const char *wrong = fails ? "planted" : misuse(&arguments);
     if (wrong)
         return error_set(err, DM_ERROR_DEVICE, NULL, NULL, "running a convolution: %s", wrong);
     enqueued *call = malloc(sizeof *call);

@@ -19,7 +19,8 @@ typedef enum reference_fault {
     REFERENCE_TAP,    /* the first tap's first channel is left out */
     REFERENCE_NAN,    /* the activation makes 0 of NaN, as max(v, 0) does */
     REFERENCE_FAILS,  /* running returns DM_ERROR_DEVICE */
-    REFERENCE_NO_PLAN /* there is none: DM_ERROR_UNSUPPORTED */
+    REFERENCE_UNRECORDED, /* running does so while the stream is recorded into a graph */
+    REFERENCE_NO_PLAN     /* there is none: DM_ERROR_UNSUPPORTED */
 } reference_fault;
 
 /* The candidates 0 .. candidates-1 of every spec have the fault. (A spec has two candidates if it
@@ -36,8 +37,8 @@ void reference_convolution_set_offers(unsigned offered, unsigned fast, unsigned 
 /* The same for a program: $DOSEMAP_REFERENCE_CONVOLUTION, read when the library is opened, a list
  * such as "unjoined,wrong=1": unjoined; absent (the library is not installed);
  * offers=OFFERED:FAST:LATE_MS; one of wrong, stale,
- * sample, border, tap, nan, fails, none with a number of candidates. Without the variable, the
- * settings stay as they are. */
+ * sample, border, tap, nan, fails, unrecorded, none with a number of candidates. Without the
+ * variable, the settings stay as they are. */
 
 /* How many plans were made and runs enqueued since the process began. */
 unsigned reference_convolution_plans(void);
