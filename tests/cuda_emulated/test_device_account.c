@@ -92,6 +92,25 @@ static void test_small_things(void **state)
     assert_sum(&sum, (account_sum){.written = 2 * 12 * 2, .workspace = 2 * 12 * 8, .launches = 1});
 }
 
+/* 12 and 8 channels, 4 inner ones of bf16, biases of float32 but one. */
+static void test_gate(void **state)
+{
+    (void)state;
+    const device_tensor coarse = tensor(5, 7, 3, 12, ELEMENT_BF16),
+                        skip = tensor(5, 7, 3, 8, ELEMENT_BF16);
+    const float bias[4] = {0};
+    const device_gate gate = {.inner = 4, .skip_bias = bias, .psi_bias = bias};
+    device_account a = {0};
+    account_sum sum = {0};
+    a.now = &sum;
+    device_kernels_count.attention_gate(&gate, &coarse, &skip, &skip, 3, (cudaStream_t)(void *)&a);
+    assert_sum(&sum, (account_sum){.read = 3 * 105 * (12 + 8) * 2,
+                                   .written = 3 * 105 * 8 * 2,
+                                   .weights = 4 * (12 + 8 + 1) * 2 + 4 * 4 + 4,
+                                   .flop = 3 * 105 * 2 * 4 * (12 + 8 + 1),
+                                   .launches = 1});
+}
+
 /* A window of 6 x 8 x 10: PET and sums of float32, the importance once for a portion of two. */
 static void test_both_ends(void **state)
 {
@@ -313,6 +332,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_small_things),
+        cmocka_unit_test(test_gate),
         cmocka_unit_test(test_both_ends),
         cmocka_unit_test(test_random_networks),
         cmocka_unit_test(test_shipped_network),
