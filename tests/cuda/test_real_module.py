@@ -101,3 +101,18 @@ def test_bytes_without_cudnn(tmp_path):
     assert 40e6 < found["bytes"] <= 55e6 and found["library"] is None, found["bytes"]
     library = account("--convolutions", "library", env=nowhere)
     assert library.returncode == 1 and "DOSEMAP_CUDNN_DIR" in library.stderr, library.stderr
+
+
+@pytest.mark.parametrize("convolutions", ["library", "own"])
+def test_kept_account_is_true(convolutions):
+    """bench/RESULTS.md says how it is made; another cuDNN may choose otherwise."""
+    kept = (ROOT / f"bench/results/cuda-account-{convolutions}.txt").read_text()
+    described = ROOT / "host/predict/cuda/devices/device_sm90.json"
+    options = ("--plan", "cuda", "--precision", "bf16", "--convolutions", convolutions)
+    weights = ROOT / "weights/dosegan-constructed.safetensors.zst"
+    made = run("inspect", weights, *options, "--device-properties", described).stdout
+    made = made[made.index("Account of ") :]
+    version = next(line for line in made.splitlines() if line.startswith("convolutions"))
+    if version not in kept.splitlines():
+        pytest.skip(f"kept is that of another library: {version}")
+    assert made == kept
