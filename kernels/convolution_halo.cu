@@ -11,9 +11,9 @@
  * A block makes a box of 16 x 8 x 4 voxels (x, y, z) x 32 output channels, or 16 where O asks for it;
  * each of its 4 warps one plane: 8 rows of 16 voxels, a fragment's height. The input's box, with one
  * voxel more on all sides, lies in shared memory for 16 channels at a time, the weights for a (kz,
- * kx) at a time in a ring. For one (kz, kx) a warp keeps the weights of the three ky in fragments and
- * walks the 10 rows of input: each is loaded once and multiplied for the up to three rows of results
- * that see it.
+ * kx) at a time in a ring: both come by asynchronous copies, the weights two parts ahead. For one
+ * (kz, kx) a warp keeps the weights of the three ky in fragments and walks the 10 rows of input: each
+ * is loaded once and multiplied for the up to three rows of results that see it.
  *
  * A fragment's rows, voxels, should begin in different banks, so an odd number of 16-byte pieces
  * apart; but fragments have to begin at multiples of 32 bytes, also where kx moves them by a voxel.
@@ -21,13 +21,14 @@
  * first two are loaded, from an odd one the last two, the channels being in the order 8 to 15, 0 to
  * 7; the weights for kx = 1 lie in that order too.
  *
- * Per voxel: 54*I*O FLOPs; from L2 2.1*I elements per 32 output channels and, with the weights,
- * 27*I*32/512 more, from memory I read once while neighbouring blocks share it, O written. 32 -> 32,
- * bf16: 55 kFLOP, 128 bytes.
+ * Per voxel: 54*I*O FLOPs; per 32 output channels, from L2 2.1*I elements of the input and 1.7*I of
+ * the weights, from shared memory 85 bytes per matrix instruction (16 x 8 x 16); from memory I read
+ * once while neighbouring blocks share it, O written. 32 -> 32, bf16: 55 kFLOP, 128 bytes.
  *
  * Tolerance: products of bf16 and fp16 are exact in float. Sums are in float, in the hardware's order
  * within a fragment's depth, so they differ from convolution.cu by the rounding of some additions.
  */
+#include <cuda_pipeline.h>
 #include <mma.h>
 
 #include "kernels/convolution.cuh"
@@ -38,11 +39,22 @@ namespace wmma = nvcuda::wmma;
 static constexpr unsigned box_x = 16, box_y = 8, box_z = 4;
 static constexpr unsigned halo_x = box_x + 2, halo_y = box_y + 2, halo_z = box_z + 2;
 static constexpr unsigned threads = 32 * box_z;
+/* Blocks on a multiprocessor at once, which bounds the registers: what shared memory has place for. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+static constexpr unsigned blocks = 2;
+#else
+static constexpr unsigned blocks = 3;
+#endif
 static constexpr unsigned depth = 16; /* input channels at a time */
 static constexpr unsigned piece = 8;  /* elements moved at once */
 static constexpr unsigned pitch = 24; /* elements of a voxel, or of an output channel's weights */
 static constexpr unsigned line = halo_x * pitch;
 static constexpr unsigned box_elements = halo_z * halo_y * line;
+
+/* The part of the result that a block makes: its first voxel and channel. */
+struct halo_place {
+    unsigned sample, z, y, x, channel;
+};
 
 /* With N output channels. */
 template <unsigned N> struct halo_shape {
@@ -53,11 +65,6 @@ template <unsigned N> struct halo_shape {
     static constexpr size_t operand_bytes = (box_elements + ring * part) * 2;
     static constexpr size_t result_bytes = box_x * box_y * box_z * result_row * sizeof(float);
     static constexpr size_t shared = operand_bytes > result_bytes ? operand_bytes : result_bytes;
-};
-
-/* The part of the result that a block makes. */
-struct halo_place {
-    unsigned sample, z, y, x, channel; /* the first */
 };
 
 template <unsigned N> __device__ __forceinline__ halo_place halo_place_of(const device_tensor &out)
@@ -77,56 +84,105 @@ template <unsigned N> __device__ __forceinline__ halo_place halo_place_of(const 
     return p;
 }
 
-__device__ __forceinline__ void move16(void *to, const void *from, bool inside)
-{
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (inside)
-        v = *static_cast<const uint4 *>(from);
-    *static_cast<uint4 *>(to) = v;
-}
-
-/* The input's box, 16 channels from `channel` on; x: of the sample. What lies beyond it is 0. A warp
- * moves line by line, a lane up to two pieces of each. */
+/* The input's box, 16 channels from `channel` on: line by line, warp after warp, a lane up to two
+ * pieces of each line. */
 template <class T>
 __device__ __forceinline__ void move_box(const device_convolution &convolution,
                                          const device_tensor &in, const halo_place &place,
-                                         const T *x, unsigned channel, T *box)
+                                         unsigned channel, T *box)
 {
+    const T *x = static_cast<const T *>(in.data) + place.sample * in.sample + channel;
+    constexpr unsigned pieces = halo_x * 3, most = (pieces + 31) / 32;
     int z0 = static_cast<int>(place.z) - convolution.pad_begin[0];
     int y0 = static_cast<int>(place.y) - convolution.pad_begin[1];
     int x0 = static_cast<int>(place.x) - convolution.pad_begin[2];
 #pragma unroll 1
     for (unsigned l = threadIdx.x / 32; l < halo_z * halo_y; l += threads / 32) {
-        int z = z0 + static_cast<int>(l / halo_y), y = y0 + static_cast<int>(l % halo_y);
-        bool row_inside = within(z, in.dim[0]) && within(y, in.dim[1]);
-#pragma unroll 1
-        for (unsigned item = threadIdx.x % 32; item < halo_x * 3; item += 32) {
-            unsigned at = item / 3, third = item % 3;
+        int iz = z0 + static_cast<int>(l / halo_y), iy = y0 + static_cast<int>(l % halo_y);
+        bool there = within(iz, in.dim[0]) && within(iy, in.dim[1]);
+        unsigned row = static_cast<unsigned>(iz) * in.dim[1] + static_cast<unsigned>(iy);
+#pragma unroll
+        for (unsigned i = 0; i < most; i++) {
+            unsigned item = threadIdx.x % 32 + i * 32, at = item / 3, third = item % 3;
             int ix = x0 + static_cast<int>(at);
-            bool inside = row_inside && within(ix, in.dim[2]);
-            unsigned voxel =
-                inside ? (static_cast<unsigned>(z) * in.dim[1] + static_cast<unsigned>(y)) *
-                                 in.dim[2] +
-                             static_cast<unsigned>(ix)
-                       : 0;
-            move16(box + l * line + at * pitch + third * piece,
-                   x + voxel * in.pitch + channel + third % 2 * piece, inside);
+            unsigned voxel = row * in.dim[2] + static_cast<unsigned>(ix);
+            if (item >= pieces)
+                continue;
+            T *to = box + l * line + item * piece;
+            if (there && within(ix, in.dim[2]))
+                __pipeline_memcpy_async(to, x + voxel * in.pitch + third % 2 * piece, 16);
+            else
+                *reinterpret_cast<uint4 *>(to) = make_uint4(0, 0, 0, 0);
         }
     }
 }
 
-/* Weights of one (kz, kx), all ky: w: of the block's first output channel and this input channel. */
-template <class T, unsigned N>
-__device__ __forceinline__ void move_part(unsigned kz, unsigned kx, unsigned channels, const T *w,
-                                          T *part)
+/* A part of the weights: k = 3 kz + kx, 16 channels from the first. Its place in the ring is kx. */
+struct part_step {
+    unsigned k, channel;
+};
+
+__device__ __forceinline__ part_step step_on(part_step step, unsigned parts)
 {
-#pragma unroll
-    for (unsigned item = threadIdx.x; item < 3 * N * 2; item += threads) {
-        unsigned second = item % 2, o = item / 2 % N, ky = item / (2 * N);
-        const T *from = w + (o * 27 + kz * 9 + ky * 3 + kx) * static_cast<size_t>(channels);
-        unsigned place = kx == 1 ? second ^ 1 : second;
-        move16(part + (ky * N + o) * pitch + place * piece, from + second * piece, true);
+    step.k += parts;
+    if (step.k >= 9) {
+        step.k -= 9;
+        step.channel += depth;
     }
+    return step;
+}
+
+/* What a thread moves of each part of the weights: one piece, or two of the same output channel. */
+template <class T, unsigned N> struct part_mover {
+    static constexpr unsigned pieces = 3 * N * 2, most = (pieces + threads - 1) / threads;
+    static constexpr unsigned apart = threads / (2 * N); /* in ky */
+    static_assert(threads % (2 * N) == 0, "a thread keeps its output channel");
+    unsigned from, to; /* elements from the part's first */
+
+    __device__ __forceinline__ void begin(unsigned channels)
+    {
+        unsigned second = threadIdx.x % 2, o = threadIdx.x / 2 % N, ky = threadIdx.x / (2 * N);
+        from = (o * 27 + ky * 3) * channels + second * piece;
+        to = (ky * N + o) * pitch + second * piece;
+    }
+
+    /* Sends for a part, if there is one; a group of copies in any case. w: of the block's first
+     * output channel. */
+    __device__ __forceinline__ void fetch(unsigned channels, const part_step &step, const T *w,
+                                          T *ring) const
+    {
+        if (step.channel < channels) {
+            const T *part = w + (step.k / 3 * 9 + step.k % 3) * channels + step.channel;
+            T *slot = ring + step.k % 3 * halo_shape<N>::part + to;
+            part += step.k % 3 == 1 ? from ^ piece : from; /* all else is a multiple of 16 */
+#pragma unroll
+            for (unsigned i = 0; i < most; i++)
+                if (pieces % threads == 0 || threadIdx.x + i * threads < pieces)
+                    __pipeline_memcpy_async(slot + i * apart * N * pitch,
+                                            part + i * apart * 3 * channels, 16);
+        }
+        __pipeline_commit();
+    }
+};
+
+/* A fragment of rows `pitch` apart in shared memory: one ldmatrix. Of bf16's own load nvcc 13.0 makes
+ * four generic loads of 4 bytes, because it does not know there that the address is a shared one;
+ * so bf16 is loaded as if it were fp16. CUDA does not promise that elements have the same places in
+ * fragments of both types; the products of all architectures that nvcc 13.0 knows, 8.0 to 12.1, take
+ * them in the same registers, and the test on a device would show another one. */
+template <class Use, class Layout>
+__device__ __forceinline__ void load_fragment(wmma::fragment<Use, 16, 16, 16, __half, Layout> &f,
+                                              const __half *from)
+{
+    wmma::load_matrix_sync(f, from, pitch);
+}
+template <class Use, class Layout>
+__device__ __forceinline__ void
+load_fragment(wmma::fragment<Use, 16, 16, 16, __nv_bfloat16, Layout> &f, const __nv_bfloat16 *from)
+{
+    wmma::fragment<Use, 16, 16, 16, __half, Layout> bits;
+    wmma::load_matrix_sync(bits, reinterpret_cast<const __half *>(from), pitch);
+    memcpy(f.x, bits.x, sizeof f.x);
 }
 
 /* A warp's 8 rows of 16 voxels x N output channels. */
@@ -148,14 +204,13 @@ template <class T, unsigned N> struct halo_sums {
     {
         wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::col_major> b[3][shape::across];
 #pragma unroll
-        for (unsigned ky = 0; ky < 3; ky++)
-#pragma unroll
-            for (unsigned j = 0; j < shape::across; j++)
-                wmma::load_matrix_sync(b[ky][j], part + (ky * N + j * 16) * pitch, pitch);
-#pragma unroll
         for (unsigned r = 0; r < halo_y; r++) {
+            if (r < 3)
+#pragma unroll
+                for (unsigned j = 0; j < shape::across; j++)
+                    load_fragment(b[r][j], part + (r * N + j * 16) * pitch);
             wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> a;
-            wmma::load_matrix_sync(a, rows + r * line, pitch);
+            load_fragment(a, rows + r * line);
 #pragma unroll
             for (unsigned ky = 0; ky < 3; ky++)
 #pragma unroll
@@ -199,31 +254,39 @@ __device__ __forceinline__ void store_plane(const convolution_result &result,
 }
 
 template <class T, unsigned N>
-static __global__ void __launch_bounds__(threads, 2)
+static __global__ void __launch_bounds__(threads, blocks)
     convolution_halo_kernel(device_convolution convolution, device_tensor in,
                             convolution_result result)
 {
     using shape = halo_shape<N>;
     T *box = dynamic_shared<T>(), *ring = box + box_elements;
     halo_place place = halo_place_of<N>(result.out);
-    const T *x = static_cast<const T *>(in.data) + place.sample * in.sample;
     const T *w = static_cast<const T *>(convolution.weight) +
                  place.channel * 27 * static_cast<size_t>(in.channels);
     halo_sums<T, N> sums;
+    part_mover<T, N> parts;
+    part_step step = {0, 0};
+    /* So that the compiler knows that it is the same in all lanes: saves registers. */
+    const unsigned warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    parts.begin(in.channels);
     sums.clear();
+    parts.fetch(in.channels, step, w, ring);
+    parts.fetch(in.channels, step_on(step, 1), w, ring);
 #pragma unroll 1
-    for (unsigned channel = 0; channel < in.channels; channel += depth) {
-        __syncthreads();
-        move_box(convolution, in, place, x, channel, box);
-#pragma unroll 1
-        for (unsigned k = 0; k < 9; k++) {
-            unsigned kz = k / 3, kx = k % 3;
-            __syncthreads();
-            move_part<T, N>(kz, kx, in.channels, w + channel, ring);
-            __syncthreads();
-            unsigned plane = threadIdx.x / 32 + kz;
-            sums.multiply(box + plane * halo_y * line + kx * pitch + kx % 2 * piece, ring);
+    while (step.channel < in.channels) {
+        if (step.k == 0) {
+            __syncthreads(); /* the box is not read any more */
+            move_box(convolution, in, place, step.channel, box);
+            __pipeline_commit();
+            __pipeline_wait_prior(0);
         }
+        __pipeline_wait_prior(1); /* the next part may be on its way, this one may not */
+        __syncthreads();
+        parts.fetch(in.channels, step_on(step, 2), w, ring);
+        unsigned plane = warp + step.k / 3, kx = step.k % 3;
+        sums.multiply(box + plane * halo_y * line + kx * pitch + kx % 2 * piece,
+                      ring + kx * shape::part);
+        step = step_on(step, 1);
     }
     __syncthreads(); /* the sums lie where the operands lay */
     float *tile = dynamic_shared<float>() + threadIdx.x / 32 * box_x * box_y * shape::result_row;

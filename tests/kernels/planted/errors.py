@@ -116,6 +116,27 @@ ERRORS = [
         "test_convolution_tensor_core",
     ),
     in_kernel(
+        "halo: another channel's piece", "convolution_halo.cu",
+        "third % 2 * piece", "third * piece", "test_convolution_halo",
+    ),
+    in_kernel(
+        "halo: order of channels", "convolution_halo.cu",
+        "step.k % 3 == 1 ? from ^ piece : from", "from", "test_convolution_halo",
+    ),
+    in_kernel(
+        "halo: weights on their way", "convolution_halo.cu",
+        "__pipeline_wait_prior(1);", "__pipeline_wait_prior(2);", "test_convolution_halo",
+    ),
+    in_kernel(
+        "halo: box still read", "convolution_halo.cu",
+        "__syncthreads(); /* the box is not read any more */", "", "test_convolution_halo",
+    ),
+    in_kernel(
+        "halo: sums over operands", "convolution_halo.cu",
+        "__syncthreads(); /* the sums lie where the operands lay */", "",
+        "test_convolution_halo",
+    ),
+    in_kernel(
         "first layer: padding of the wrong side", "convolution_first.cu",
         "bool inside = within(z, in.dim[0]) && within(y, in.dim[1]);",
         "bool inside = z < static_cast<int>(in.dim[0]) && z > 0 && within(y, in.dim[1]);",

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The emulated toolkit's nvcuda::wmma: 16x16x16 with bfloat16 or half operands, 16x16x8 with TF32. Each
-// lane holds its own elements only, in an order that no kernel can know; the product is made when all 32
-// lanes have come, with exact products and float sums in the order of k. Fragments begin as NaN.
+// lane holds its own elements only, in an order that no kernel can know, though it is the same for
+// bfloat16 and half, as with nvcc; the product is made when all 32 lanes have come, with exact products
+// and float sums in the order of k. Fragments begin as NaN.
 #ifndef EMULATED_MMA_H
 #define EMULATED_MMA_H
 
