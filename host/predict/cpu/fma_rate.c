@@ -87,8 +87,10 @@ static void work(void *context, unsigned part)
 {
     const runners *r = context;
     double begin = now(), t = begin, flops = 0;
-    for (; t < begin + r->seconds; t = now())
+    while (t < begin + r->seconds) {
         flops += r->run();
+        t = now();
+    }
     r->rate[part] = flops / (t - begin);
 }
 

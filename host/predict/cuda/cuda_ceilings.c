@@ -8,14 +8,14 @@
 #include "predict/cuda/device_check.h"
 
 #ifdef DOSEMAP_EMULATED_CUDA
-enum { EDGE = 4, CHANNELS = 32 };
+enum { EDGE = 4, DEPTH = 8, CHANNELS = 32 };
 #define COPY_BYTES ((size_t)1 << 20)
 #else
-enum { EDGE = 16, CHANNELS = 4096 };
+enum { EDGE = 16, DEPTH = 32, CHANNELS = 4096 };
 #define COPY_BYTES ((size_t)1 << 30)
 #endif
 enum { RUNS = 5, CALLS = 4, CANDIDATES = 5 };
-#define VOXELS (2 * (size_t)EDGE * EDGE * EDGE)
+#define VOXELS ((size_t)EDGE * EDGE * DEPTH)
 
 static const char measuring[] = "measuring the device";
 
@@ -90,7 +90,7 @@ static device_tensor tensor(const product *p, void *data)
                            .sample = VOXELS * CHANNELS,
                            .pitch = CHANNELS,
                            .channels = CHANNELS,
-                           .dim = {EDGE, EDGE, 2 * EDGE},
+                           .dim = {EDGE, EDGE, DEPTH},
                            .type = p->type};
 }
 
@@ -143,8 +143,8 @@ static dm_status library_rate(product *p, measured_ceilings *c, dm_error *err)
                                            .samples = 1,
                                            .in_channels = CHANNELS,
                                            .out_channels = CHANNELS,
-                                           .in_dim = {EDGE, EDGE, 2 * EDGE},
-                                           .out_dim = {EDGE, EDGE, 2 * EDGE},
+                                           .in_dim = {EDGE, EDGE, DEPTH},
+                                           .out_dim = {EDGE, EDGE, DEPTH},
                                            .kernel = {1, 1, 1},
                                            .stride = {1, 1, 1},
                                            .dilation = {1, 1, 1},

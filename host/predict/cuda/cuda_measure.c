@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "predict/cuda/cuda_measure.h"
 
-#include <math.h>
-#include <stdio.h>
+#include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "predict/cuda/cuda_layers.h"
@@ -346,6 +344,7 @@ dm_status cuda_measure(void *state, const measure_request *request, measure_resu
     dm_error problem = {0};
     unsigned batch = request->batch ? request->batch : cuda_state_batch(s, request->job_windows);
     dm_status status = device_check(cudaSetDevice(s->device), "opening the device", &problem);
+    assert(request->n_windows > 0);
     if (status == DM_OK) {
         status = measure_batch(s, request, batch, result, &problem);
         while (status == DM_ERROR_MEMORY && !request->batch && batch > 1) {
