@@ -39,12 +39,6 @@ namespace wmma = nvcuda::wmma;
 static constexpr unsigned box_x = 16, box_y = 8, box_z = 4;
 static constexpr unsigned halo_x = box_x + 2, halo_y = box_y + 2, halo_z = box_z + 2;
 static constexpr unsigned threads = 32 * box_z;
-/* Blocks on a multiprocessor at once, which bounds the registers: what shared memory has place for. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-static constexpr unsigned blocks = 2;
-#else
-static constexpr unsigned blocks = 3;
-#endif
 static constexpr unsigned depth = 16; /* input channels at a time */
 static constexpr unsigned piece = 8;  /* elements moved at once */
 static constexpr unsigned pitch = 24; /* elements of a voxel, or of an output channel's weights */
@@ -65,6 +59,8 @@ template <unsigned N> struct halo_shape {
     static constexpr size_t operand_bytes = (box_elements + ring * part) * 2;
     static constexpr size_t result_bytes = box_x * box_y * box_z * result_row * sizeof(float);
     static constexpr size_t shared = operand_bytes > result_bytes ? operand_bytes : result_bytes;
+    /* On a multiprocessor at once. */
+    static constexpr unsigned blocks = SHARED_IN_ALL / (shared + SHARED_OF_BLOCK);
 };
 
 template <unsigned N> __device__ __forceinline__ halo_place halo_place_of(const device_tensor &out)
@@ -254,7 +250,7 @@ __device__ __forceinline__ void store_plane(const convolution_result &result,
 }
 
 template <class T, unsigned N>
-static __global__ void __launch_bounds__(threads, blocks)
+static __global__ void __launch_bounds__(threads, halo_shape<N>::blocks)
     convolution_halo_kernel(device_convolution convolution, device_tensor in,
                             convolution_result result)
 {

@@ -41,6 +41,16 @@ template <class T> __device__ __forceinline__ T *dynamic_shared()
 #define SHARED_WITHOUT_ASKING (48u * 1024u)
 #define SHARED_MOST (99u * 1024u)
 
+/* Shared memory of a multiprocessor, for launch bounds: registers are shared out to as many blocks as
+ * it has place for. Each block takes SHARED_OF_BLOCK more than it asks for. 8.0 has as much as is
+ * said here, 8.6 and 8.9 have 100 KiB. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SHARED_IN_ALL (164u * 1024u)
+#else
+#define SHARED_IN_ALL (228u * 1024u)
+#endif
+#define SHARED_OF_BLOCK 1024u
+
 /* Launches asynchronously; an empty grid is not launched. Arguments are converted to the kernel's
  * parameters. What is allowed is always the same, because a smaller limit would also hold for
  * launches that a graph has recorded and for those of other threads. */
