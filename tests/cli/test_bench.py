@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xxhash
 from conftest import BIN, SUV_78, assert_refused, dosemap
-from emulated_cuda import needs_module, settings
+from emulated_cuda import MODULE, needs_module, settings
 from program import ROOT
 
 SMALL = ROOT / "tests/golden/batch-small/model.safetensors.zst"  # patches of 16
@@ -169,6 +169,19 @@ def test_runs_are_counted() -> None:
     assert report["single_stream"]["runs"] == 7
     assert latency["minimum"] <= latency["mean"] <= latency["maximum"]
     assert latency["p90"] == latency["p99"] == latency["maximum"]  # nearest rank of seven
+
+
+@needs_module
+def test_energy() -> None:
+    """Where the driver's library tells it; the one here counts 2.5 J at each question."""
+    options = (*TINY, "--device", "cuda", "--runs", "2")
+    found = {"LD_LIBRARY_PATH": str(Path(MODULE).parent / "driver")}
+    report = bench(*options, env={**settings(), **found})
+    patches = 2 * report["offline"]["patches_per_run"]
+    assert report["offline"]["joules_per_patch"] == pytest.approx(2.5 / patches)
+    assert report["volume"]["joules"] == pytest.approx(2.5)
+    report = bench(*options, env=settings())
+    assert report["offline"]["joules_per_patch"] is report["volume"]["joules"] is None
 
 
 # ---- Where it goes ------------------------------------------------------------------------------
