@@ -66,16 +66,16 @@ bool account_text(const plan_account *a, FILE *out)
                                            {"MFLOP", true, false},   {"per byte", true, false}};
     char title[512];
     text_table *t = table_create(columns, sizeof columns / sizeof *columns, a->n_rows);
-    snprintf(title, sizeof title, "Account of %s%s, batches of %u windows", a->device,
+    snprintf(title, sizeof title, "Account of %s%s, batches of %u window%s", a->device,
              a->emulated    ? " (emulated)"
              : a->described ? " (not here)"
                             : "",
-             a->batch);
+             a->batch, a->batch == 1 ? "" : "s");
     describe_heading(out, title);
     if (a->library[0])
         describe_line(out, "convolutions",
-                      "%zu by plans of %s, of which %zu add bias, residual or activation at once",
-                      a->library_plans, a->library, a->joined_plans);
+                      "%s%zu by plans of %s, of which %zu add bias, residual or activation at once",
+                      a->tuned ? "tuned; " : "", a->library_plans, a->library, a->joined_plans);
     else
         describe_line(out, "convolutions", "all by own kernels");
     fputc('\n', out);
@@ -109,6 +109,7 @@ json_t *account_json(const plan_account *a)
     json_put(&report, "present", json_boolean(!a->described));
     json_put(&report, "emulated", json_boolean(a->emulated));
     json_put(&report, "library", a->library[0] ? json_string(a->library) : json_null());
+    json_put(&report, "tuned", json_boolean(a->tuned));
     json_put(&report, "library_plans", json_integer((json_int_t)a->library_plans));
     json_put(&report, "joined_plans", json_integer((json_int_t)a->joined_plans));
     json_put(&report, "batch", json_integer(a->batch));

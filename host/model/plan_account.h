@@ -36,6 +36,7 @@ typedef struct plan_account {
     char device[256], library[48];
     bool emulated;
     bool described; /* the device is not there: a description stands for it */
+    bool tuned;     /* convolutions as timing found them fastest on this device */
     unsigned batch;
     size_t library_plans,
         joined_plans; /* operations that have one; with bias or activation in it */

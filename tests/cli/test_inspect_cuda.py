@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, dosemap
-from emulated_cuda import needs_module, settings
+from emulated_cuda import needs_module, not_sanitized, settings
 
 MODEL = ROOT / "weights/dosegan-constructed.safetensors.zst"
 DEVICES = ROOT / "host/predict/cuda/devices"
@@ -133,3 +133,22 @@ def test_no_device_is_needed() -> None:
     """Nothing of the runtime is called that the emulation could refuse: its memory is one byte."""
     found = account(memory=1)
     assert found["bytes"] == account()["bytes"]
+
+
+@not_sanitized
+def test_what_tuning_found(tmp_path: Path) -> None:
+    """Of the device that is here; a described one has nothing to do with it."""
+    small = ROOT / "tests/golden/batch-small/model.safetensors.zst"
+    env = {**settings(), "DOSEMAP_CACHE_DIR": str(tmp_path)}
+    batch = ("--precision", "bf16", "--batch", 1)
+    described = ("--device-properties", DEVICES / "device_sm90.json")
+
+    def tuned(*options: object) -> bool:
+        command = ("inspect", small, "--plan", "cuda", "--json", *batch, *options)
+        return json.loads(dosemap(*command, env=env).stdout)["account"]["tuned"]
+
+    assert not tuned()
+    bench = ("bench", "--model", small, "--device", "cuda", "--tune", *batch, "--runs", 1)
+    result = dosemap(*bench, "--scenario", "single-stream", "--warmup", 1, env=env)
+    assert result.returncode == 0, result.stderr
+    assert tuned() and not tuned(*described) and not tuned("--convolutions", "own")

@@ -9,6 +9,7 @@
 #include "base/json_text.h"
 #include "described_device.h"
 #include "predict/cuda/cuda_state.h"
+#include "predict/cuda/cuda_tuning.h"
 #include "predict/cuda/device_account.h"
 #include "predict/cuda/device_network_parts.h"
 
@@ -17,14 +18,9 @@
 #define VOXELS_USUAL ((size_t)4032 << 15)
 
 typedef struct account_job {
-    const plan *plan;
     const cuda_account_options *options;
     const char *described; /* properties of the device; NULL: it is here */
-    size_t cache_bytes;
-    convolution_library *library;
-    library_plans *plans;
-    device_parameters *parameters;
-    device_network *network;
+    cuda_state state;      /* as a prediction's, of which nothing runs */
 } account_job;
 
 /* ---- The device ----------------------------------------------------------------------------- */
@@ -39,7 +35,7 @@ static dm_status read_description(account_job *job, plan_account *made, dm_error
     json_int_t cache = json_integer_value(json_object_get(root, "l2CacheSize"));
     if (name && cache > 0) {
         snprintf(made->device, sizeof made->device, "%s", name);
-        job->cache_bytes = cuda_state_cache((size_t)cache);
+        job->state.cache_bytes = cuda_state_cache((size_t)cache);
     } else {
         status = error_set(err, DM_ERROR_VALUE, NULL, "write what cudaDeviceProp says",
                            "no device is described: deviceName or l2CacheSize is missing");
@@ -57,7 +53,8 @@ static dm_status find_device(account_job *job, plan_account *made, dm_error *err
     if (!job->described && cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0 &&
         cudaSetDevice(0) == cudaSuccess && cudaGetDeviceProperties(&properties, 0) == cudaSuccess) {
         snprintf(made->device, sizeof made->device, "%s", properties.name);
-        job->cache_bytes =
+        snprintf(job->state.device_name, sizeof job->state.device_name, "%s", properties.name);
+        job->state.cache_bytes =
             cuda_state_cache(properties.l2CacheSize > 0 ? (size_t)properties.l2CacheSize : 0);
         return DM_OK;
     }
@@ -70,15 +67,16 @@ static dm_status find_device(account_job *job, plan_account *made, dm_error *err
 
 static dm_status open_library(account_job *job, plan_account *made, dm_error *err)
 {
-    if (job->options->convolutions == DM_CONVOLUTIONS_OWN)
+    cuda_state *s = &job->state;
+    if (s->convolutions == DM_CONVOLUTIONS_OWN)
         return DM_OK;
     dm_status status = job->described
-                           ? convolution_library_open_for(job->described, &job->library, err)
-                           : convolution_library_open(&job->library, err);
+                           ? convolution_library_open_for(job->described, &s->library, err)
+                           : convolution_library_open(&s->library, err);
     if (status == DM_OK)
-        status = library_plans_create(job->library, &job->plans, err);
+        status = library_plans_create(s->library, &s->plans, err);
     if (status == DM_OK)
-        snprintf(made->library, sizeof made->library, "%s", convolution_library_name(job->library));
+        snprintf(made->library, sizeof made->library, "%s", convolution_library_name(s->library));
     return status;
 }
 
@@ -91,21 +89,28 @@ static size_t usual_windows(const plan *p)
     return (VOXELS_USUAL + voxels - 1) / voxels;
 }
 
+/* Choices that were found by timing are a device's that is here. */
 static dm_status make_network(account_job *job, plan_account *made, dm_error *err)
 {
-    const cuda_state as_in_a_run = {.plan = job->plan, .batch = job->options->batch};
-    size_t windows = job->options->windows ? job->options->windows : usual_windows(job->plan);
-    made->batch = cuda_state_batch(&as_in_a_run, windows);
+    cuda_state *s = &job->state;
+    size_t windows = job->options->windows ? job->options->windows : usual_windows(s->plan);
+    made->batch = cuda_state_batch(s, windows);
+    dm_status status = job->described ? DM_OK : cuda_state_tuning(s, made->batch, err);
+    if (status != DM_OK)
+        return status;
+    made->tuned = s->tuning != NULL;
     const device_network_options options = {.batch = made->batch,
-                                            .tf32 = job->options->precision == DM_PRECISION_TF32,
+                                            .tf32 = s->tf32,
                                             .join_head = true,
-                                            .compile = cuda_state_compiles(&as_in_a_run, windows),
-                                            .cache_bytes = job->cache_bytes,
-                                            .plans = job->plans,
-                                            .convolutions = job->options->convolutions,
-                                            .parameters = job->parameters,
+                                            .compile =
+                                                !s->tuning && cuda_state_compiles(s, windows),
+                                            .cache_bytes = s->cache_bytes,
+                                            .plans = s->plans,
+                                            .convolutions = s->convolutions,
+                                            .tuning = s->tuning,
+                                            .parameters = s->parameters,
                                             .dry = true};
-    return device_network_create(job->plan, &options, &job->network, err);
+    return device_network_create(s->plan, &options, &s->network, err);
 }
 
 /* ---- Rows ----------------------------------------------------------------------------------- */
@@ -186,7 +191,12 @@ static dm_status fill_rows(const device_network *net, plan_account *made, dm_err
 dm_status cuda_account(const plan *steps, const cuda_account_options *options, plan_account *made,
                        dm_error *err)
 {
-    account_job job = {.plan = steps, .options = options};
+    account_job job = {.options = options,
+                       .state = {.plan = steps,
+                                 .batch = options->batch,
+                                 .tf32 = options->precision == DM_PRECISION_TF32,
+                                 .convolutions = options->convolutions}};
+    cuda_state *s = &job.state;
     *made = (plan_account){.n_rows = 0};
 #ifdef DOSEMAP_EMULATED_CUDA
     made->emulated = true;
@@ -195,15 +205,16 @@ dm_status cuda_account(const plan *steps, const cuda_account_options *options, p
     if (status == DM_OK)
         status = open_library(&job, made, err);
     if (status == DM_OK)
-        status = device_parameters_create_dry(steps->options.type, &job.parameters, err);
+        status = device_parameters_create_dry(steps->options.type, &s->parameters, err);
     if (status == DM_OK)
         status = make_network(&job, made, err);
     if (status == DM_OK)
-        status = fill_rows(job.network, made, err);
-    device_network_free(job.network);
-    device_parameters_free(job.parameters);
-    library_plans_free(job.plans);
-    convolution_library_free(job.library);
+        status = fill_rows(s->network, made, err);
+    device_network_free(s->network);
+    tuning_free(s->tuning);
+    device_parameters_free(s->parameters);
+    library_plans_free(s->plans);
+    convolution_library_free(s->library);
     if (status != DM_OK)
         plan_account_clear(made);
     return status;
