@@ -8,6 +8,7 @@ too long is recorded with its reason and left out; what is known so far is writt
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dosemap_tools import nifti
+from dosemap_tools import nifti, weights_file
 
 from comparison import inputs
 from comparison.gpu_peers import EAGER, Way, load_network, way_of
-from comparison.measure import deviation, predict_command, run_timed, say, tile_options
+from comparison.measure import OURS, deviation, predict_command, run_timed, say, tile_options
 from comparison.processes import Peer, ProgramError, difference
 
 Json = dict[str, Any]
@@ -89,6 +90,11 @@ def device_problem(device: str) -> str | None:
 def prepare_weights(folder: Path, network: str) -> None:
     """Make the weights, unless they are there; as bf16, so that they are half as large."""
     if not (folder / PREPARED).exists():
+        if weights_file.xxhash is None:
+            raise ProgramError(
+                f"there is no {folder / PREPARED}, and the Python package xxhash is missing, "
+                "without which it cannot be made; bring it from where --prepare has made it"
+            )
         partial = folder / f"partial-{PREPARED}"
         inputs.make_weights(network, folder / "state.pt", partial, 1, "BF16")
         partial.rename(folder / PREPARED)
@@ -255,28 +261,52 @@ def network(run: Run, result: Json) -> None:
             if (row := best_of(part["rows"], compiled, AS_IT_IS))
         }
         run.save()
-        part["rounds"] = _rounds(run, precision, part["best"])
+        part["rounds"] = rounds(run, precision, part["best"])
         part["latency"] = _latency(run, precision, part["best"])
         run.save()
 
 
-def _rounds(run: Run, precision: str, best: Json) -> Json:
-    rounds: Json = {}
+def rounds(run: Run, precision: str, best: Json) -> Json:
+    """Let everybody take turns, dosemap too if it is there."""
+    found: Json = {}
+    programs = ({OURS: None} if run.dosemap else {}) | best
     for _ in range(run.rounds):
-        for name, setting in best.items():
+        for name, setting in programs.items():
             if run.left() < 5 * run.seconds:
-                return rounds
+                return found
             try:
-                program, _ = ready(run, precision, setting, run.left())
-                answer = program.ask("run", run.seconds, limit=60)
+                if setting is None:
+                    answer = our_rate(run, precision)
+                else:
+                    program, _ = ready(run, precision, setting, run.left())
+                    answer = program.ask("run", run.seconds, limit=60)
             except ProgramError as error:
                 say(f"{precision} {name}: {error}")
                 continue
-            rows = rounds.setdefault(name, {"rates": [], "joules_per_window": []})
+            rows = found.setdefault(name, {"rates": [], "joules_per_window": []})
             rows["rates"].append(answer["rate"])
-            if "joules_per_window" in answer:
+            if answer.get("joules_per_window") is not None:
                 rows["joules_per_window"].append(answer["joules_per_window"])
-    return rounds
+        say(f"{precision}: { {n: round(r['rates'][-1]) for n, r in found.items()} } windows/s")
+    return found
+
+
+def our_rate(run: Run, precision: str) -> Json:
+    """Return what `dosemap bench` measures of the network alone."""
+    out = run.path("dosemap-bench.json")
+    command = [run.dosemap, "bench", "--scenario", "offline", "--quiet", "--json", out]
+    command += ["--model", run.weights, "--device", run.device, "--precision", precision]
+    command += ["--tile", run.edge[0], "--force-tile"] if run.quick else []
+    try:
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=max(run.left(), 10)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProgramError("dosemap bench took too long") from error
+    if done.returncode:
+        raise ProgramError(f"dosemap bench: {done.stderr.strip()[-500:]}")
+    offline = json.loads(out.read_text())["offline"]
+    return {"rate": offline["patches_per_s"], "joules_per_window": offline["joules_per_patch"]}
 
 
 def _latency(run: Run, precision: str, best: Json) -> Json:
@@ -311,7 +341,7 @@ def volume(run: Run, result: Json, best: Json) -> None:
     for precision in run.precisions:
         lines: Json = {name: {"setting": s} for name, s in best.get(precision, {}).items()}
         if run.dosemap:
-            lines = {"dosemap": {"setting": None}} | lines
+            lines = {OURS: {"setting": None}} | lines
         result[precision] = lines
         for row in lines.values():
             row |= {"seconds": [], "parts": [], "joules": []}
@@ -331,7 +361,7 @@ def volume(run: Run, result: Json, best: Json) -> None:
 
 def _volume_once(run: Run, pet: Path, precision: str, name: str, row: Json) -> None:
     out = run.path(f"volume-{precision}-{name}.nii.gz")
-    if name == "dosemap":
+    if name == OURS:
         answer = ours(run, pet, out, precision, run.device)
     else:
         program, _ = ready(run, precision, row["setting"], run.left())
@@ -347,7 +377,7 @@ def _volume_once(run: Run, pet: Path, precision: str, name: str, row: Json) -> N
 def _compare_volumes(run: Run, precision: str, lines: Json) -> None:
     """State how far the results lie from dosemap's; they have to be the same."""
     done = {name: row for name, row in lines.items() if row["seconds"]}
-    if "dosemap" not in done:
+    if OURS not in done:
         return
     reference = nifti.read(run.path(f"volume-{precision}-dosemap.nii.gz"))[0]
     for name, row in done.items():

@@ -107,6 +107,9 @@ class DeviceEngine(Engine):
         super().__init__([self.run_host], setting)
         self.device, self.edge = torch.device(device), edge
         self.way, self.kind = way_of(setting.option), KINDS[precision]
+        if self.device.type == "cuda":  # what another setting has left behind
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

@@ -48,10 +48,10 @@ def targets(results: Json) -> list[Json]:
         return found
     ours = results.get("dosemap_network", {})
     for precision, part in results.get("network", {}).items():
-        peer = rate_of(part, COMPILED)
-        if precision in ours and peer:
-            mine = part.get("rounds", {}).get(OURS, {}).get("rates")
-            speed = (median(mine) if mine else ours[precision]["rate"]) / peer
+        peer, rounds = rate_of(part, COMPILED), part.get("rounds", {}).get(OURS, {}).get("rates")
+        mine = median(rounds) if rounds else ours.get(precision, {}).get("rate")
+        if mine and peer:
+            speed = mine / peer
             found.append(
                 _target(f"network alone, {precision}: torch.compile", NETWORK_TARGET, speed)
             )
@@ -86,7 +86,9 @@ def _network(results: Json) -> str:
         if not mine and precision in ours:
             mine = [ours[precision]["rate"]]
         if mine:
-            rows.append([TITLES[OURS], _cell(mine, 0), NONE, NONE, NONE, NONE, NONE])
+            joules = part.get("rounds", {}).get(OURS, {}).get("joules_per_window")
+            energy = f"{median(joules):.4f}" if joules else NONE
+            rows.append([TITLES[OURS], _cell(mine, 0), NONE, NONE, energy, NONE, NONE])
         for name in (COMPILED, EAGER):
             row = _network_row(part, name, mine)
             rows += [row] if row else []

@@ -48,12 +48,21 @@ class Program:
 
     def answer(self, limit: float | None = None) -> Json:
         """Wait for the next line, at most so many seconds: then the process is ended."""
-        alarm = threading.Timer(limit, self.process.kill) if limit else None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self.process.kill()
+
+        alarm = threading.Timer(limit, end) if limit else None
         if alarm:
             alarm.start()
         line = self.process.stdout.readline()
         if alarm:
             alarm.cancel()
+        if late.is_set():
+            self.process.wait()
+            raise ProgramError(f"{self.name} took longer than {limit:.0f} s")
         if not line:
             raise ProgramError(f"{self.name} ended with {self.process.wait()}; see {self.log}")
         answer = json.loads(line)

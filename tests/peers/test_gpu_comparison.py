@@ -200,5 +200,7 @@ def test_the_whole_of_it(tmp_path):
         row = found["volume"]["float32"][name]
         assert row["seconds"] and row["difference"] <= 2e-5 and "error" not in row, (name, row)
     assert set(found["network"]["float32"]["best"]) == {"eager", "compile"}
+    rounds = found["network"]["float32"]["rounds"]
+    assert all(rounds[name]["rates"][0] > 0 for name in ("dosemap", "eager", "compile"))
     assert found["errors"] == [] and found["targets"] == []
     assert "Tried on the CPU" in done.stdout

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 
 from comparison import report
+from comparison.processes import Program, ProgramError
 from comparison.ratios import best_peer, ratio
 
 
@@ -127,3 +128,15 @@ def test_help_needs_no_peers():
         text=True,
     )
     assert done.returncode == 0 and "--parts" in done.stdout
+
+
+def test_a_program_that_takes_too_long_is_ended(tmp_path):
+    with Program("slow", ["sleep", "60"], {}, tmp_path / "log") as program:
+        with pytest.raises(ProgramError, match="slow took longer than 0 s"):
+            program.answer(0.05)
+        assert program.process.returncode == -9
+    command = ["sh", "-c", 'read order; echo "{}"; sleep 60']
+    with Program("quick", command, {}, tmp_path / "log") as program:
+        assert program.ask("go", limit=30) == {}
+        assert program.process.poll() is None
+        program.process.kill()
