@@ -140,10 +140,10 @@ def compiled_ways(run: Run, precision: str) -> list[Way]:
         return [Way(LAST, "pure", FOLDED, "default")]
     ways = [
         Way(LAST, "pure", FOLDED, "default"),
-        Way(LAST, "pure", FOLDED, "max-autotune"),
-        Way(FIRST, "pure", FOLDED, "default"),
         Way(LAST, "pure", FOLDED, "reduce-overhead"),
-        Way(LAST, "pure", FOLDED, "max-autotune", frozen=True),
+        Way(FIRST, "pure", FOLDED, "default"),
+        Way(LAST, "pure", FOLDED, "max-autotune"),
+        Way(LAST, "pure", FOLDED, "default", frozen=True),
         Way(LAST, "pure", AS_IT_IS, "default"),
         Way(FIRST, "pure", FOLDED, "max-autotune"),
     ]
@@ -250,7 +250,7 @@ def network(run: Run, result: Json) -> None:
     """Search, time the fastest of each kind in interleaved rounds, then one window at a time."""
     for precision in run.precisions:
         part = result[precision] = {"rows": []}
-        search(run, precision, eager_ways(run, precision), part["rows"], 60)
+        search(run, precision, eager_ways(run, precision), part["rows"], 120)
         # Compiling may take minutes, of which nothing is in the figures.
         search(run, precision, compiled_ways(run, precision), part["rows"], 240)
         best = {EAGER: best_of(part["rows"], False), COMPILED: best_of(part["rows"], True)}
