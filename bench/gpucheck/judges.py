@@ -147,16 +147,23 @@ def json_file(path: Path) -> Judge:
     return judge
 
 
-def dram_bytes(output: str) -> float:
+# What an account of launches says, each operand once: with caches emptied before each launch
+# (--cache-control all) memory is read once, and what is written reaches the second-level cache, of
+# which memory sees the rest only later, if at all. "srcunit_tex": by kernels, not from one half of
+# that cache to the other.
+COUNTERS = ("dram__bytes_read.sum", "lts__t_sectors_srcunit_tex_op_write.sum")
+
+
+def launch_bytes(output: str) -> float:
     """Sum the bytes that ncu counted, in what it prints with --csv; every unit in bytes."""
     lines = output.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
         raise WrongError("ncu printed no table")
-    unit_of = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+    unit_of = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "sector": 32}
     total = 0.0
     for row in csv.DictReader(lines[first:]):
-        if row["Metric Name"].startswith("dram__bytes"):
+        if row["Metric Name"] in COUNTERS:
             total += float(row["Metric Value"].replace(",", "")) * unit_of[row["Metric Unit"]]
     if total <= 0:
         raise WrongError("ncu counted no bytes")

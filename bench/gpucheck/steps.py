@@ -320,13 +320,22 @@ def counters(place: Place) -> list[Job]:
             *("--precision", "bf16", "--overlap", "0.5", "--skip-air", "off", "--batch", "64"),
         )  # fmt: skip
         under = (
-            *("ncu", "--csv", "--cache-control", "none", "--clock-control", "none"),
-            *("--metrics", "dram__bytes_read.sum,dram__bytes_write.sum"),
+            *(
+                "ncu",
+                "--csv",
+                "--print-units",
+                "base",
+                "--cache-control",
+                "all",
+                "--clock-control",
+                "none",
+            ),
+            *("--metrics", ",".join(judges.COUNTERS)),
         )
 
         def count(finished: Finished, name: str = name, out: Path = out) -> Figures:
             sidecar = json.loads(out.with_suffix(".json").read_text())
-            counted[name] = (judges.dram_bytes(finished.output), sidecar["Windows"]["Run"])
+            counted[name] = (judges.launch_bytes(finished.output), sidecar["Windows"]["Run"])
             return {"bytes": counted[name][0], "windows": counted[name][1]}
 
         told = predict.environment

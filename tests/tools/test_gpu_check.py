@@ -150,18 +150,18 @@ def test_sanitizer_judge():
         judges.sanitizer(said("Internal error"))
 
 
-def test_dram_bytes():
+def test_launch_bytes():
     table = (
         "==PROF== Connected\ndose map     o.nii\n"
         '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
         '"0","a","dram__bytes_read.sum","Mbyte","1,234.5"\n'
-        '"0","a","dram__bytes_write.sum","Kbyte","2"\n'
+        '"0","a","lts__t_sectors_srcunit_tex_op_write.sum","sector","1,002"\n'
         '"0","a","gpu__time_duration.sum","ns","7"\n'
         '"1","b","dram__bytes_read.sum","byte","3"\n'
     )
-    assert judges.dram_bytes(table) == pytest.approx(1234.5e6 + 2e3 + 3)
+    assert judges.launch_bytes(table) == pytest.approx(1234.5e6 + 1002 * 32 + 3)
     with pytest.raises(WrongError, match="no table"):
-        judges.dram_bytes("==ERROR== no permission")
+        judges.launch_bytes("==ERROR== no permission")
 
 
 def test_doctor_judge():
