@@ -320,16 +320,8 @@ def counters(place: Place) -> list[Job]:
             *("--precision", "bf16", "--overlap", "0.5", "--skip-air", "off", "--batch", "64"),
         )  # fmt: skip
         under = (
-            *(
-                "ncu",
-                "--csv",
-                "--print-units",
-                "base",
-                "--cache-control",
-                "all",
-                "--clock-control",
-                "none",
-            ),
+            *("ncu", "--csv", "--print-units", "base"),
+            *("--cache-control", "all", "--clock-control", "none"),
             *("--metrics", ",".join(judges.COUNTERS)),
         )
 
