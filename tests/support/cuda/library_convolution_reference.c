@@ -100,6 +100,7 @@ static void read_environment(void)
         [REFERENCE_FAILS] = "fails=",   [REFERENCE_UNRECORDED] = "unrecorded=",
         [REFERENCE_NO_PLAN] = "none="};
     const char *list = getenv("DOSEMAP_REFERENCE_CONVOLUTION");
+    settings.absent = false;
     while (list && *list) {
         bool known = strncmp(list, "unjoined", 8) == 0;
         if (known)
