@@ -83,6 +83,7 @@ static void print_rates(FILE *out, const json_t *part)
     print_scaled(out, ", ", 1e12 * number(part, "tflop_per_s"), "FLOP/s");
     print_share(out, number(part, "share_of_multiply_add"), "multiply-add");
     print_share(out, number(part, "share_of_product"), "the product");
+    print_share(out, number(part, "share_of_copy"), "copying");
 }
 
 static void print_offline(FILE *out, const json_t *part)

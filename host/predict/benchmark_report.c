@@ -108,14 +108,15 @@ static json_t *ceilings(const benchmark *b)
                      "own_product_flop_per_s", number(c->own_flop));
 }
 
-/* Patches per second, in all its units. */
-static void put_rates(json_t **root, const benchmark *b, double patches)
+/* Patches per second, in all its units. bytes: that one moves. */
+static void put_rates(json_t **root, const benchmark *b, double patches, double bytes)
 {
     double flop = patches * b->p->plan->useful_flops;
     json_put(root, "patches_per_s", number(patches));
     json_put(root, "tflop_per_s", number(1e-12 * flop));
     json_put(root, "share_of_multiply_add", number(flop / b->ceilings.fma_flop));
     json_put(root, "share_of_product", number(flop / b->ceilings.product_flop));
+    json_put(root, "share_of_copy", number(patches * bytes / b->ceilings.copy_bytes));
 }
 
 static json_t *offline(const benchmark *b)
@@ -125,13 +126,14 @@ static json_t *offline(const benchmark *b)
         return json_null();
     double median = share(r->seconds, r->n_runs, 0.5), patches = (double)r->windows / median;
     json_t *root =
-        json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "batch", (json_int_t)r->batch,
+        json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "batch", (json_int_t)r->batch,
                   "at_once", (json_int_t)r->at_once, "patches_per_run", (json_int_t)r->windows,
                   "seconds", numbers(r->seconds, r->n_runs), "median", number(median), "minimum",
                   number(share(r->seconds, r->n_runs, 0)), "mvoxel_per_s",
                   number(1e-6 * patches * (double)b->voxels), "joules_per_patch",
-                  number(r->joules / ((double)r->windows * (double)r->n_runs)));
-    put_rates(&root, b, patches);
+                  number(r->joules / ((double)r->windows * (double)r->n_runs)), "bytes_per_patch",
+                  number(r->bytes));
+    put_rates(&root, b, patches, r->bytes);
     return root;
 }
 
@@ -148,7 +150,7 @@ static json_t *single_stream(const benchmark *b)
                              number(share(r->seconds, r->n_runs, 0.99)), "maximum",
                              number(share(r->seconds, r->n_runs, 1)), "mean", number(average),
                              "runs", (json_int_t)r->n_runs);
-    put_rates(&root, b, 1 / average);
+    put_rates(&root, b, 1 / average, r->bytes);
     return root;
 }
 
@@ -179,7 +181,7 @@ static json_t *volume(const benchmark *b)
                   number(1e-6 * (double)dm_grid_voxels(&b->pet->grid) / median), "output_xxh64",
                   v->xxh64, "same_bytes", (int)v->same_bytes, "joules",
                   number(mean(v->joules, v->n)), "host_joules", number(mean(v->host_joules, v->n)));
-    put_rates(&root, b, (double)v->windows / median);
+    put_rates(&root, b, (double)v->windows / median, b->offline.bytes);
     return root;
 }
 

@@ -13,7 +13,8 @@ dm_status measure_make(const measure_request *request, size_t n_layers, measure_
                        dm_error *err)
 {
     size_t bytes = request->runs * sizeof *result->seconds + n_layers * sizeof *result->layers;
-    *result = (measure_result){.n_runs = request->runs, .n_layers = n_layers, .joules = NAN};
+    *result = (measure_result){
+        .n_runs = request->runs, .n_layers = n_layers, .joules = NAN, .bytes = NAN};
     result->seconds = array_zero(request->runs + 1, sizeof *result->seconds);
     result->layers = array_zero(n_layers + 1, sizeof *result->layers);
     if (result->seconds && result->layers)

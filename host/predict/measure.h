@@ -38,6 +38,7 @@ typedef struct measure_result {
     double joules;   /* of all runs; NAN: nobody says */
     size_t n_layers;
     measure_layer *layers;
+    double bytes;        /* that a window moves, each step's operands once; NAN: not known */
     size_t device_bytes; /* that the network took; 0 on the host */
 } measure_result;
 

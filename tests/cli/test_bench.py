@@ -22,7 +22,9 @@ from program import ROOT
 SMALL = ROOT / "tests/golden/batch-small/model.safetensors.zst"  # patches of 16
 QUICK = ("--model", SMALL, "--runs", "1", "--warmup", "1", "--threads", "2")
 TINY = (*QUICK, "--size", "19,17,16", "--overlap", "0")
-RATES = {"patches_per_s", "tflop_per_s", "share_of_multiply_add", "share_of_product"}
+RATES = {
+    "patches_per_s", "tflop_per_s", "share_of_multiply_add", "share_of_product", "share_of_copy",
+}  # fmt: skip
 
 
 def bench(*arguments: object, env: dict[str, str] | None = None) -> dict:
@@ -81,6 +83,8 @@ def test_everything(device: str) -> None:
     rate = offline["patches_per_run"] / offline["median"]
     assert offline["patches_per_s"] == pytest.approx(rate)
     assert offline["tflop_per_s"] == pytest.approx(rate * report["network"]["useful_flop"] * 1e-12)
+    moved = sum(layer["bytes"] for layer in report["layers"])
+    assert offline["bytes_per_patch"] == pytest.approx(moved)
     latency = single["latency"]
     assert 0 < latency["minimum"] <= latency["p50"] <= latency["p90"] <= latency["p99"]
     assert latency["p99"] <= latency["maximum"] and single["runs"] == 1

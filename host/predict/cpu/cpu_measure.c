@@ -185,6 +185,7 @@ dm_status cpu_measure(const plan *steps, const network *net, worker *const *work
         status = error_memory(err, n * sizeof *r.errors, "workers");
     result->batch = 1;
     result->at_once = n;
+    result->bytes = steps->bytes + steps->weight_bytes;
     if (status == DM_OK)
         status = run_outputs(&r, err);
     if (status == DM_OK && request->runs > 0)

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "predict/cuda/cuda_layers.h"
+#include "predict/cuda/device_account.h"
 #include "predict/cuda/device_check.h"
 #include "predict/job_messages.h"
 
@@ -310,6 +311,17 @@ static dm_status time_runs(network_measure *m, measure_result *result, dm_error 
 
 /* ---- All of it ------------------------------------------------------------------------------ */
 
+static dm_status count_bytes(const cuda_state *s, unsigned batch, double *bytes, dm_error *err)
+{
+    device_account account;
+    dm_status status = device_account_make(s->network, &account, err);
+    if (status == DM_OK) {
+        *bytes = account_bytes(&account.total) / batch;
+        device_account_clear(&account);
+    }
+    return status;
+}
+
 static dm_status measure_batch(cuda_state *s, const measure_request *q, unsigned batch,
                                measure_result *result, dm_error *err)
 {
@@ -326,6 +338,8 @@ static dm_status measure_batch(cuda_state *s, const measure_request *q, unsigned
         status = cuda_layers(s->network, &m.ends, s->stream, batch, q, result, err);
     if (status == DM_OK)
         status = check_faults(&m, err);
+    if (status == DM_OK)
+        status = count_bytes(s, batch, &result->bytes, err);
     result->batch = batch;
     result->at_once = 1;
     if (status == DM_OK)
