@@ -395,3 +395,73 @@ def test_doctor_names_the_device() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("CUDA"))
     assert "usable" in line and "emulated" in line
     assert MODULE in text
+
+
+# ---- Who computes convolutions ------------------------------------------------------------------
+
+
+def without_library() -> dict[str, str]:
+    return {**settings(), "DOSEMAP_REFERENCE_CONVOLUTION": "absent"}
+
+
+def test_own_convolutions_need_no_library(tmp_path: Path, small_pet: Path, out: Path) -> None:
+    """Its absence is told, with the way without; and that one gives the dose."""
+    command = ("predict", small_pet, *SUV_78, "--model", SMALL, "--device", "cuda", "-o", out)
+    result = dosemap(*command, env=without_library())
+    assert_refused(result, out, "not found", "--convolutions own")
+    report = json.loads(dosemap("doctor", "--json", env=without_library()).stdout)["cuda"]
+    assert report["usable"] is False and "not found" in report["problem"]
+    assert "--convolutions own" in report["remedy"] and report["device"]
+    assert "--convolutions own" in dosemap("doctor", env=without_library()).stdout
+    result = dosemap(*command, "--convolutions", "own", env=without_library())
+    assert result.returncode == 0, result.stderr
+    sidecar = provenance(out.with_name("out.json"))
+    assert sidecar["Options"]["Convolutions"] == "own" and sidecar["Tuning"] is None
+    assert "own convolutions" in sidecar["Device"]
+    cpu = predict("cpu", small_pet, tmp_path / "cpu.nii", "--model", SMALL)
+    assert_close(dose_of(out), dose_of(cpu), LIMIT["float32"])
+
+
+def test_unknown_convolutions(small_pet: Path, out: Path) -> None:
+    result = dosemap("predict", small_pet, *SUV_78, "--convolutions", "fast", "-o", out)
+    assert result.returncode == 2 and "auto|library|own" in result.stderr, result.stderr
+
+
+@not_sanitized
+def test_tuning(tmp_path: Path, small_pet: Path, out: Path) -> None:
+    """bench --tune writes a file, which predictions use and name until it is damaged."""
+    cache = tmp_path / "cache"
+    env = {**settings(), "DOSEMAP_CACHE_DIR": str(cache)}
+    options = ("--model", SMALL, "--device", "cuda", "--precision", "bf16", "--batch", "2")
+    result = dosemap(
+        "bench", small_pet, *SUV_78, *options, "--tune", "--scenario", "volume", "--runs", "1",
+        "--warmup", "1", "--json", "-", env=env,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (file,) = cache.iterdir()
+    report = json.loads(result.stdout)["tune"]
+    assert report["file"] == str(file) and report["batch"] == 2
+    for layer in report["layers"]:
+        timed = [way["seconds"] for way in layer.get("tried", []) if "seconds" in way]
+        assert "same_as" in layer or layer["seconds"] == min(timed), layer
+    command = ("predict", small_pet, *SUV_78, *options, "-o", out)
+    assert dosemap(*command, env=env).returncode == 0
+    sidecar, tuned = provenance(out.with_name("out.json")), out.read_bytes()
+    assert sidecar["Tuning"] == {"File": str(file), "XXH64": report["xxh64"]}
+    assert sidecar["Device"].endswith(", tuned") and sidecar["Options"]["Convolutions"] == "auto"
+    assert dosemap(*command, env=env).returncode == 0
+    assert out.read_bytes() == tuned
+    file.write_bytes(file.read_bytes()[:-1])
+    result = dosemap(*command, env=env)
+    assert result.returncode == 0, result.stderr
+    sidecar = provenance(out.with_name("out.json"))
+    assert sidecar["Tuning"] is None
+    assert f"tuning not used: {file} is damaged; run 'dosemap bench --tune'" in sidecar["Device"]
+
+
+def test_tuning_that_cannot_be_kept(small_pet: Path) -> None:
+    env = {**settings(), "DOSEMAP_CACHE_DIR": "/proc/dosemap"}
+    command = ("bench", small_pet, *SUV_78, "--model", SMALL, "--device", "cuda", "--tune")
+    result = dosemap(*command, env=env)
+    assert result.returncode == 1 and "DOSEMAP_CACHE_DIR" in result.stderr, result.stderr
+    assert result.stderr.startswith("dosemap: error: /proc/dosemap: ")

@@ -489,7 +489,7 @@ dm_status device_network_tune(device_network *net, const device_tune_options *op
 
 void device_tuned_clear(device_tuned *tuned)
 {
-    for (size_t i = 0; i < tuned->n; i++) {
+    for (size_t i = 0; tuned->layers && i < tuned->n; i++) {
         free((char *)(uintptr_t)tuned->layers[i].operands);
         free((char *)(uintptr_t)tuned->layers[i].engine);
         dm_string_free((char *)(uintptr_t)tuned->layers[i].saved);
