@@ -19,14 +19,16 @@ NETWORK_TARGET, VOLUME_TARGET = 1.5, 3.0
 
 
 def dosemap_rates(benches: Iterable[Json]) -> Json:
-    """Return windows per second of `dosemap bench` by precision, of its offline scenario."""
+    """Return windows per second of `dosemap bench` by precision, of its offline scenario.
+
+    Not of an emulated device, whose times mean nothing.
+    """
     found: Json = {}
     for bench in benches:
-        if bench.get("offline"):
+        if bench.get("offline") and not bench.get("emulated"):
             found[bench["settings"]["precision"]] = {
                 "rate": bench["offline"]["patches_per_s"],
                 "batch": bench["offline"]["batch"],
-                "emulated": bool(bench.get("emulated")),
             }
     return found
 

@@ -150,6 +150,11 @@ def results():
                     "offline": {"patches_per_s": 400.0, "batch": 64},
                 },
                 {"settings": {"precision": "fp16"}, "offline": None},
+                {
+                    "settings": {"precision": "tf32"},
+                    "offline": {"patches_per_s": 1.0, "batch": 1},
+                    "emulated": True,
+                },
             ]
         ),
         "absent": {"TensorRT": "it is not installed"},
@@ -159,6 +164,7 @@ def results():
 
 def test_targets_are_met_or_not():
     found = results()
+    assert list(found["dosemap_network"]) == ["bf16"]
     network, volume = gpu_report.targets(found)
     assert (network["found"], network["met"]) == (2.0, True)
     assert (volume["found"], volume["met"]) == (2.5, False)
