@@ -16,9 +16,10 @@
 
 /* Of the library's candidates, for each of: with what can be joined, alone. */
 #define CANDIDATES 10
-/* Making one may take seconds, where it is compiled; so many for all candidates of a kind, after
- * which the one under way is the last. */
-#define MAKING_SECONDS 15.0
+/* Making one may take seconds, where it is compiled. So many for all of a network, of which each
+ * kind of each convolution has its share of what is left; after that the one under way is its last.
+ */
+#define LIBRARY_SECONDS 240.0
 
 /* A graph holds a way so often that it runs about that long, and runs so often. Where one run is
  * longer than LONG_SECONDS, as in an emulation, it runs once. */
@@ -44,6 +45,8 @@ typedef struct tuner {
     device_tuned *tuned;
     cudaEvent_t start, stop;
     double sums[SUMS]; /* seconds of a batch: chosen, own, library */
+    double left;       /* of LIBRARY_SECONDS */
+    size_t kinds_left; /* that share it */
     /* The convolution under way: */
     const device_op *op;
     double share;
@@ -319,15 +322,16 @@ static dm_status try_library(tuner *t, bool joined, dm_error *err)
     device_op op = *t->op;
     library_convolution_spec spec;
     dm_status status = DM_OK;
-    double start = job_clock();
+    double start = job_clock(), share = t->left / (double)t->kinds_left;
     bool last = !t->net->options.plans ||
                 !convolution_spec(t->net, &op, &in, &out, t->samples, !op.unfold, joined, &spec);
     for (unsigned n = 0; n < CANDIDATES && !last && status == DM_OK; n++) {
         status = go_on(t, err);
         if (status == DM_OK)
             status = try_candidate(t, &op, &spec, n, joined, &last, err);
-        last = last || job_clock() - start > MAKING_SECONDS;
+        last = last || job_clock() - start > share;
     }
+    t->left = fmax(t->left - (job_clock() - start), 0);
     return status;
 }
 
@@ -442,6 +446,13 @@ static dm_status tune_convolution(tuner *t, dm_error *err)
     return status;
 }
 
+/* With something to choose. */
+static bool is_convolution(const device_op *op)
+{
+    return op->lowered.kind != LOWERED_GATE && !op->head &&
+           (op->step->kind == STEP_CONV || op->step->kind == STEP_CONV_TRANSPOSE);
+}
+
 static dm_status tune(tuner *t, dm_error *err)
 {
     device_network *net = t->net;
@@ -449,15 +460,17 @@ static dm_status tune(tuner *t, dm_error *err)
     if (code == cudaSuccess)
         code = cudaEventCreate(&t->stop);
     dm_status status = device_check(code, DOING, err);
+    t->left = LIBRARY_SECONDS;
+    for (size_t i = 0; i < net->n_ops; i++)
+        t->kinds_left += is_convolution(&net->ops[i]) ? 2 : 0;
     for (size_t i = 0; i < net->n_ops && status == DM_OK; i++) {
-        const device_op *op = &net->ops[i];
-        if (op->lowered.kind == LOWERED_GATE || op->head ||
-            (op->step->kind != STEP_CONV && op->step->kind != STEP_CONV_TRANSPOSE))
+        if (!is_convolution(&net->ops[i]))
             continue;
-        t->op = op;
+        t->op = &net->ops[i];
         t->share = (double)i / (double)net->n_ops;
         t->samples = network_samples(net, i);
         status = tune_convolution(t, err);
+        t->kinds_left -= 2;
     }
     if (t->start)
         (void)cudaEventDestroy(t->start);
