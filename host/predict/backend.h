@@ -72,6 +72,8 @@ typedef struct backend {
     dm_status (*ceilings)(void *state, measured_ceilings *ceilings, dm_error *err);
     /* Joules that the device has taken since some moment; NAN where nobody says. */
     double (*energy)(void *state);
+    /* Windows per call of the network for a volume of so many; NULL: always one. */
+    unsigned (*batch)(void *state, size_t windows);
     /* Times the ways of every convolution for batches of that size (0: as large as the backend
      * likes) and keeps the fastest for later predictions; NULL: there is nothing to choose. */
     dm_status (*tune)(void *state, unsigned batch, dm_progress progress, void *user,

@@ -253,9 +253,11 @@ static dm_status tune(benchmark *b, dm_error *err)
     if (!engine->tune)
         return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "leave it out, or use --device cuda",
                          "there is nothing to tune on the device '%s'", engine->name);
+    /* What is found holds for one size of batches: that of this volume. */
+    unsigned batch = engine->batch ? engine->batch(b->p->state, b->volume.tiles.count) : 1;
     dm_status status = begin(b, "tune", 0.05, err);
     if (status == DM_OK)
-        status = engine->tune(b->p->state, b->predict.batch, progress, b, &text, err);
+        status = engine->tune(b->p->state, batch, progress, b, &text, err);
     if (status == DM_OK && text)
         status = json_parse(text, strlen(text), "the report of tuning", &b->tune, err);
     dm_string_free(text);

@@ -16,7 +16,7 @@
 /* Program and module are built together; this tells whether they were. */
 typedef struct cuda_module_stamp {
     const char *version;
-    size_t sizes[9];
+    size_t sizes[12];
 } cuda_module_stamp;
 #define CUDA_MODULE_STAMP                                                                          \
     {                                                                                              \
@@ -24,7 +24,8 @@ typedef struct cuda_module_stamp {
         {                                                                                          \
             sizeof(backend), sizeof(backend_options), sizeof(predict_job), sizeof(predict_result), \
                 sizeof(plan), sizeof(plan_step), sizeof(graph_node), sizeof(dm_structure_dose),    \
-                sizeof(plan_account)                                                               \
+                sizeof(plan_account), sizeof(measure_request), sizeof(measure_result),             \
+                sizeof(measured_ceilings)                                                          \
         }                                                                                          \
     }
 

@@ -176,6 +176,24 @@ def test_runs_are_counted() -> None:
 
 
 @needs_module
+def test_tune(tmp_path: Path) -> None:
+    """What is found is used by this volume, and by later ones of as large a batch."""
+    options = (*TINY, "--device", "cuda", "--scenario", "volume")
+    env = {**settings(), "DOSEMAP_CACHE_DIR": str(tmp_path / "cache")}
+    report = bench(*options, "--tune", env=env)
+    batch = report["volume"]["batch"]
+    assert report["tune"]["batch"] == batch and report["tune"]["layers"]
+    file = Path(report["tuning"]["File"])
+    assert file.parent == tmp_path / "cache" and file.is_file()
+    later = bench(*options, env=env)
+    assert later["tuning"] == report["tuning"] and later["tune"] is None
+    summary = dosemap("bench", *options, env=env).stdout
+    assert str(file) in summary and report["tuning"]["XXH64"] in summary
+    other = bench(*options, "--batch", "3", env=env)
+    assert other["volume"]["batch"] == 3 and other["tuning"] is None
+
+
+@needs_module
 def test_energy() -> None:
     """Where the driver's library tells it; the one here counts 2.5 J at each question."""
     options = (*TINY, "--device", "cuda", "--runs", "2")

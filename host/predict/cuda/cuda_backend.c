@@ -287,7 +287,8 @@ const backend cuda_backend = {.name = "cuda",
                               .tune = cuda_tune,
                               .measure = cuda_measure,
                               .ceilings = cuda_ceilings,
-                              .energy = cuda_energy};
+                              .energy = cuda_energy,
+                              .batch = cuda_measure_batch};
 
 DM_API dm_status dosemap_cuda_backend(const cuda_module_stamp *stamp, const cuda_module **module,
                                       dm_error *err);

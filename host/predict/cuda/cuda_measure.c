@@ -370,3 +370,8 @@ dm_status cuda_measure(void *state, const measure_request *request, measure_resu
         *err = problem;
     return status;
 }
+
+unsigned cuda_measure_batch(void *state, size_t windows)
+{
+    return cuda_state_batch(state, windows);
+}

@@ -12,6 +12,9 @@
 dm_status cuda_measure(void *state, const measure_request *request, measure_result *result,
                        dm_error *err);
 
+/* backend.batch */
+unsigned cuda_measure_batch(void *state, size_t windows);
+
 /* cuda_ceilings.c */
 dm_status cuda_ceilings(void *state, measured_ceilings *ceilings, dm_error *err);
 
