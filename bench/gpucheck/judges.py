@@ -138,11 +138,33 @@ def same_bytes(a: Path, b: Path) -> Judge:
     return judge
 
 
-def json_file(path: Path) -> Judge:
-    """Take the JSON file that a command wrote."""
+def bench(path: Path, precision: str) -> Judge:
+    """Take what `dosemap bench` wrote, and ask that what was timed is right."""
 
     def judge(_: Finished) -> Figures:
-        return json.loads(path.read_text())
+        report = json.loads(path.read_text())
+
+        def found(*keys: str) -> object:
+            value = report
+            for key in keys:
+                value = (value or {}).get(key)
+            return value
+
+        figures = {
+            "patches_per_s": found("offline", "patches_per_s"),
+            "share_of_product": found("offline", "share_of_product"),
+            "joules_per_patch": found("offline", "joules_per_patch"),
+            "latency_p50_s": found("single_stream", "latency", "p50"),
+            "volume_s": found("volume", "median"),
+            "relative_l2": found("error", "relative_l2"),
+        }
+        figures = {key: value for key, value in figures.items() if value is not None}
+        figures["report"] = report
+        apart = figures.get("relative_l2", float("nan"))
+        if not apart <= TOLERANCES[precision]:
+            limit = TOLERANCES[precision]
+            raise WrongError(f"relative L2 {apart:.3g} from the CPU, allowed {limit:.3g}", figures)
+        return figures
 
     return judge
 

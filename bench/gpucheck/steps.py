@@ -243,41 +243,32 @@ def sanitizer(tool: str) -> Step:
 # ---- Speed --------------------------------------------------------------------------------------
 
 
-def _bench(place: Place, name: str, *arguments: object, **options: object) -> Job:
+def _bench(
+    place: Place, name: str, precision: str, *arguments: object, limit_s: float = 200
+) -> Job:
     out = place.image(f"bench-{name}.json")
-    said = (
-        "bench",
-        *place.weights(),
-        *place.sizes.bench,
-        "--device",
-        "cuda",
-        *arguments,
-        "--json",
-        out,
-    )
-    return _dosemap(place, name, *said, judge=judges.json_file(out), **options)
+    what = (*place.weights(), "--device", "cuda", "--precision", precision, *place.sizes.bench)
+    said = ("bench", *what, *arguments, "--json", out)
+    return _dosemap(place, name, *said, judge=judges.bench(out, precision), limit_s=limit_s)
 
 
 def tune(place: Place) -> list[Job]:
     """Return the timing of every way to compute each convolution, kept for the steps after it."""
-    short = ("--scenario", "offline", "--runs", "3")
-    return [
-        _bench(place, f"tune-{precision}", "--tune", *short, "--precision", precision, limit_s=280)
-        for precision in ("bf16", "float32")[: 1 if place.dry else 2]
-    ]
+    short = ("--scenario", "offline", "--runs", "3", "--warmup", "1", "--tune")
+    precisions = ("bf16",) if place.dry else ("bf16", "float32")
+    return [_bench(place, f"tune-{p}", p, *short, limit_s=280) for p in precisions]
 
 
 def bench(place: Place) -> list[Job]:
     """Return the network alone and the whole volume in memory, in every precision."""
+    offline = ("--scenario", "offline")
     jobs = []
     for precision in place.sizes.golden_precisions:
         layers = ("--layers",) if precision == "bf16" else ()
-        scenario = "all" if precision in ("bf16", "float32") else "offline"
-        said = ("--precision", precision, "--scenario", scenario, *layers)
-        jobs.append(_bench(place, precision, *said, limit_s=200))
-    for convolutions in ("own", "library"):
-        said = ("--precision", "bf16", "--scenario", "offline", "--convolutions", convolutions)
-        jobs.append(_bench(place, f"bf16-{convolutions}", *said, limit_s=150))
+        scenario = () if precision in ("bf16", "float32") else offline
+        jobs.append(_bench(place, precision, precision, *scenario, *layers))
+    for who in ("own", "library"):
+        jobs.append(_bench(place, f"bf16-{who}", "bf16", *offline, "--convolutions", who))
     return jobs
 
 
@@ -368,7 +359,8 @@ def _compare(place: Place, name: str, *arguments: object, limit_s: float) -> Job
 
     def judge(_: Finished) -> Figures:
         found = json.loads(out.read_text())
-        return {"targets": found["targets"], "results": found}
+        reached = {f"times as fast, {t['against']}": t["found"] for t in found["targets"]}
+        return {**reached, "results": found}
 
     told = place.environment()
     return Job(name, tuple(map(str, said)), judge, limit_s, environment=told)
@@ -378,7 +370,8 @@ def pytorch_network(place: Place) -> list[Job]:
     """Return PyTorch's network alone, beside what `bench` measured of ours."""
     benches = [place.image(f"bench-{p}.json") for p in place.sizes.golden_precisions]
     known = [("--bench-json", str(path)) for path in benches if path.exists()]
-    said = ("--parts", "network", *(word for pair in known for word in pair))
+    ours = ("--dosemap", place.program)
+    said = ("--parts", "network", *ours, *(word for pair in known for word in pair))
     return [_compare(place, "network", *said, limit_s=560)]
 
 

@@ -164,6 +164,19 @@ def test_launch_bytes():
         judges.launch_bytes("==ERROR== no permission")
 
 
+def test_bench_judge(tmp_path):
+    report = {"offline": {"patches_per_s": 7.5}, "volume": None, "error": {"relative_l2": 0.004}}
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(report))
+    figures = judges.bench(path, "bf16")(said(""))
+    assert figures == {"patches_per_s": 7.5, "relative_l2": 0.004, "report": report}
+    with pytest.raises(WrongError, match="from the CPU"):
+        judges.bench(path, "float32")(said(""))
+    path.write_text(json.dumps({**report, "error": None}))
+    with pytest.raises(WrongError, match="nan from the CPU"):
+        judges.bench(path, "bf16")(said(""))
+
+
 def test_doctor_judge():
     facts = {"cuda": {"usable": True, "emulated": False, "problem": None, "remedy": None}}
     assert judges.doctor(False)(said("note\n" + json.dumps(facts))) == facts
