@@ -450,17 +450,18 @@ static dm_status find_saved(convolution_library *library, const library_convolut
     preferences *p = calloc(1, sizeof *p);
     if (!p)
         return error_memory(err, sizeof *p, "a convolution's plans");
-    p->owners = 1;
     p->spec = *spec;
     dm_status status = make(library, p, &c, err);
-    if (status == DM_OK)
-        restore(c, engine, saved);
-    if (status == DM_OK && c->plan)
+    if (status != DM_OK) {
+        free(p);
+        return status;
+    }
+    restore(c, engine, saved);
+    if (c->plan)
         *convolution = c;
     else
         library_convolution_free(c);
-    cudnn_release(library, p); /* it is the convolution's, if there is one */
-    return status;
+    return DM_OK;
 }
 
 /* From one of the latest preferences. */
