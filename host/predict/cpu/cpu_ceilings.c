@@ -39,7 +39,6 @@ static dm_status copy_rate(unsigned threads, double *rate, dm_error *err)
     copy_job c = {
         .to = array_alloc(COPY_BYTES, 1), .from = array_alloc(COPY_BYTES, 1), .parts = threads};
     dm_status status = DM_OK;
-    *rate = 0;
     if (!c.to || !c.from)
         status = error_memory(err, 2 * COPY_BYTES, "the ceiling of copies");
     else
@@ -48,8 +47,8 @@ static dm_status copy_rate(unsigned threads, double *rate, dm_error *err)
         double start = job_clock();
         parallel_run(threads, copy_part, &c);
         double found = 2.0 * (double)COPY_BYTES / (job_clock() - start);
-        if (i > 0)
-            *rate = found > *rate ? found : *rate;
+        if (i > 0 && !(found <= *rate))
+            *rate = found;
     }
     free(c.to);
     free(c.from);
@@ -60,7 +59,7 @@ dm_status cpu_ceilings(element_type type, unsigned threads, measured_ceilings *c
                        dm_error *err)
 {
     bool bf16 = type == ELEMENT_BF16;
-    *ceilings = (measured_ceilings){.own_flop = NAN};
+    *ceilings = (measured_ceilings){.copy_bytes = NAN, .product_flop = NAN, .own_flop = NAN};
     dm_status status = copy_rate(threads, &ceilings->copy_bytes, err);
     ceilings->fma_flop = fma_rate(bf16, threads, SECONDS);
     if (status == DM_OK)

@@ -57,12 +57,16 @@ static cudaError_t mark(void *context, int what, cudaStream_t stream)
     return cudaEventRecord(c->events[i], stream);
 }
 
+/* The batch before, without marks, keeps the device busy while this one is enqueued: else short
+ * operations would wait for their launch, and that would count as theirs. */
 static dm_status launch(layer_clock *c, device_network *network, cudaStream_t stream, dm_error *err)
 {
     const network_ends ends = {
         .context = c, .fill = fill, .take = take, .head = head, .mark = mark};
     c->used = 0;
-    dm_status status = device_network_launch(network, &ends, err);
+    dm_status status = c->counted ? device_network_launch(network, c->inner, err) : DM_OK;
+    if (status == DM_OK)
+        status = device_network_launch(network, &ends, err);
     return status == DM_OK ? device_check(cudaStreamSynchronize(stream), timing, err) : status;
 }
 
