@@ -30,7 +30,11 @@ PASSED, FAILED, LATE, IMPOSSIBLE, NOT_RUN = (
 
 
 class WrongError(Exception):
-    """What a judge found wrong."""
+    """What a judge found wrong, with the figures that show it."""
+
+    def __init__(self, reason: str, figures: Figures | None = None) -> None:
+        super().__init__(reason)
+        self.figures = figures or {}
 
 
 class ImpossibleError(Exception):
@@ -169,9 +173,7 @@ def run_job(job: Job, deadline: float, folder: Path) -> Record:
         )
         record.verdict = PASSED
     except WrongError as wrong:
-        record.verdict, record.reason = FAILED, str(wrong)
-        if len(wrong.args) > 1:
-            record.figures = wrong.args[1]
+        record.verdict, record.reason, record.figures = FAILED, str(wrong), wrong.figures
     except Exception as error:  # a judge that stumbles must not end the other jobs
         record.verdict, record.reason = FAILED, f"{type(error).__name__}: {error}"
     return record

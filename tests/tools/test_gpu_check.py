@@ -342,6 +342,101 @@ def test_names_are_names_of_one_thing(tmp_path, monkeypatch):
     assert len({job.name for job in found}) == len(found) >= 40
 
 
+# ---- Steps with programs in the place of dosemap, ncu and compute-sanitizer ---------------------
+
+DOSEMAP = """
+import json, sys
+from pathlib import Path
+words = sys.argv[1:]
+if words[0] == "inspect":
+    print(json.dumps({"account": {"bytes": 1000.0}}))
+else:
+    out = Path(words[words.index("-o") + 1])
+    windows = 1024 if "272" in out.name else 512
+    out.write_bytes(b"")
+    out.with_suffix(".json").write_text(json.dumps({"Windows": {"Run": windows}}))
+"""
+NCU = """
+import subprocess, sys
+words = sys.argv[1:]
+metrics = words[words.index("--metrics") + 1].split(",")
+program = words[words.index("--metrics") + 2 :]
+subprocess.run(program, check=True)
+total = 7777 + BYTES * (1024 if "272" in program[-1] else 512)
+print('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"')
+print(f'"0","k","{metrics[0]}","byte","{total}"')
+"""
+SANITIZER = """
+import subprocess, sys
+words = sys.argv[1:]
+program = next(i for i, word in enumerate(words) if word.startswith("/"))
+subprocess.run(words[program:], check=True)
+print(f"========= ERROR SUMMARY: {ERRORS} errors")
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Return what writes a program, and the place where steps find it."""
+    bundle = tmp_path / "bundle"
+    (bundle / "libexec/dosemap").mkdir(parents=True)
+    (bundle / "bin").mkdir()
+    (tmp_path / "tools").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/tools:{os.environ['PATH']}")
+    monkeypatch.setattr(images, "write_phantom", lambda path, _: path.touch())
+
+    def write(path, text):
+        path = tmp_path / path
+        path.write_text(f"#!{sys.executable}\n{text}")
+        path.chmod(0o755)
+
+    write("bundle/bin/dosemap", DOSEMAP)
+    write("bundle/libexec/dosemap/gpu_pool", "")
+    return write, lambda: place.Place(bundle, tmp_path / "work")
+
+
+def run_step(name, there):
+    step = next(s for s in steps.STEPS if s.name == name)
+    end = time.monotonic() + 60
+    return {job.name: r for job, r in jobs.run_step(step, step.jobs(there), end, there.work)}
+
+
+@pytest.mark.parametrize(("counted", "verdict"), [(1100, jobs.PASSED), (1200, jobs.FAILED)])
+def test_counters(stand_ins, counted, verdict):
+    write, there = stand_ins
+    write("tools/ncu", NCU.replace("BYTES", str(counted)))
+    records = run_step("counters", there())
+    assert len(records) == 3
+    account = records["account"]
+    assert account.verdict == verdict, account.reason
+    assert account.figures["ratio"] == pytest.approx(counted / 1000)  # without what is the same
+
+
+def test_counters_that_were_not_read(stand_ins):
+    write, there = stand_ins
+    write("tools/ncu", "raise SystemExit('no permission')")
+    records = run_step("counters", there())
+    assert all(r.verdict == jobs.FAILED for r in records.values())
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
+def test_sanitizer_steps(stand_ins, tool):
+    write, there = stand_ins
+    write("tools/compute-sanitizer", SANITIZER.replace("ERRORS", "0"))
+    records = run_step(f"sanitizer-{tool}", there())
+    assert {n: r.verdict for n, r in records.items()} == {"predict": "passed", "gpu_pool": "passed"}
+    assert all(f"--tool {tool} " in record.command for record in records.values())
+    write("tools/compute-sanitizer", SANITIZER.replace("ERRORS", "2"))
+    assert {r.reason for r in run_step(f"sanitizer-{tool}", there()).values()} == {"2 errors"}
+
+
+def test_one_gpu_is_not_several(stand_ins):
+    write, there = stand_ins
+    write("bundle/bin/dosemap", """print('{"cuda": {"devices": 1}}')""")
+    with pytest.raises(ImpossibleError):
+        steps.several_gpus(there())
+
+
 # ---- What is there ------------------------------------------------------------------------------
 
 
