@@ -82,15 +82,19 @@ static void assert_near_the_cpu(const predict_case *c, const dm_prediction *p)
     dm_prediction_free(expected);
 }
 
-/* What `dosemap bench --tune` calls. */
-static dm_status try_tune(const predict_case *c, dm_progress progress, json_t **report,
-                          dm_error *err)
+enum { PLENTY = 1 << 30 };
+
+/* What `dosemap bench --tune` calls, with so much of the device's memory. */
+static dm_status try_tune(const predict_case *c, dm_progress progress, size_t memory,
+                          json_t **report, dm_error *err)
 {
     dm_predictor *p = NULL;
     char *text = NULL;
     no_error(dm_predictor_create(c->model, &c->options, &p, err), err);
     assert_non_null(p->backend->tune);
+    emulation_set_memory(memory);
     dm_status status = p->backend->tune(p->state, BATCH, progress, NULL, &text, err);
+    emulation_set_memory(PLENTY);
     assert_true((status == DM_OK) == (text != NULL));
     *report = text ? json_loads(text, 0, NULL) : NULL;
     assert_true((text != NULL) == (*report != NULL));
@@ -103,7 +107,7 @@ static json_t *tune(const predict_case *c)
 {
     dm_error err = {0};
     json_t *report;
-    no_error(try_tune(c, NULL, &report, &err), &err);
+    no_error(try_tune(c, NULL, PLENTY, &report, &err), &err);
     return report;
 }
 
@@ -371,8 +375,34 @@ static void test_interruption(void **state)
     predict_case c = some_case();
     json_t *report;
     dm_error err = {0};
-    assert_int_equal(try_tune(&c, stop_at_half, &report, &err), DM_CANCELLED);
+    assert_int_equal(try_tune(&c, stop_at_half, PLENTY, &report, &err), DM_CANCELLED);
     assert_nothing_is_written();
+    case_clear(&c);
+    assert_int_equal(emulation_list_leaks(), 0);
+}
+
+/* Trials that find no memory are refused; where the network itself finds none, that is the error. */
+static void test_little_device_memory(void **state)
+{
+    (void)state;
+    predict_case c = some_case();
+    bool refused = false, failed = false;
+    reference_convolution_set_offers(1, 0, 0);
+    emulation_reset_counters();
+    json_decref(tune(&c));
+    const size_t peak = emulation_counters().device_bytes_peak;
+    assert_true(peak > 0);
+    for (size_t part = 15; part > 3; part -= 2) {
+        json_t *report;
+        dm_error err = {0};
+        dm_status status = try_tune(&c, NULL, peak * part / 16, &report, &err);
+        assert_true(status == DM_OK || status == DM_ERROR_MEMORY);
+        failed |= status != DM_OK;
+        refused |= report && count_tried(report, "sum", "", true) > 0;
+        assert_true(!failed || status != DM_OK); /* less does not help */
+        json_decref(report);
+    }
+    assert_true(refused && failed);
     case_clear(&c);
     assert_int_equal(emulation_list_leaks(), 0);
 }
@@ -386,7 +416,7 @@ static void test_unwritable_folder(void **state)
     dm_error err = {0};
     setenv("DOSEMAP_CACHE_DIR", "/proc/dosemap", 1);
     unsigned made = reference_convolution_plans();
-    assert_int_equal(try_tune(&c, NULL, &report, &err), DM_ERROR_IO);
+    assert_int_equal(try_tune(&c, NULL, PLENTY, &report, &err), DM_ERROR_IO);
     assert_int_equal(reference_convolution_plans(), made);
     assert_non_null(strstr(err.remedy, "DOSEMAP_CACHE_DIR"));
     dm_prediction *p = run_case_on(&c, "cuda");
@@ -403,7 +433,7 @@ static void test_nothing_to_choose(void **state)
     for (int i = 0; i < 2; i++) {
         dm_error err = {0};
         c.options.convolutions = i ? DM_CONVOLUTIONS_OWN : DM_CONVOLUTIONS_LIBRARY;
-        assert_int_equal(try_tune(&c, NULL, &report, &err), DM_ERROR_UNSUPPORTED);
+        assert_int_equal(try_tune(&c, NULL, PLENTY, &report, &err), DM_ERROR_UNSUPPORTED);
         assert_non_null(strstr(err.remedy, "--convolutions auto"));
     }
     assert_nothing_is_written();
@@ -460,12 +490,19 @@ static void test_graph_that_cannot_be_recorded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_the_fastest_is_kept), TEST(test_own_kernels_win),
-        TEST(test_predictions_use_it),  TEST(test_what_it_is_not_for),
-        TEST(test_refused_plans),       TEST(test_plans_that_changed),
-        TEST(test_damaged_file),        TEST(test_interruption),
-        TEST(test_unwritable_folder),   TEST(test_nothing_to_choose),
-        TEST(test_own_convolutions),    TEST(test_graph_that_cannot_be_recorded),
+        TEST(test_the_fastest_is_kept),
+        TEST(test_own_kernels_win),
+        TEST(test_predictions_use_it),
+        TEST(test_what_it_is_not_for),
+        TEST(test_refused_plans),
+        TEST(test_plans_that_changed),
+        TEST(test_damaged_file),
+        TEST(test_interruption),
+        TEST(test_little_device_memory),
+        TEST(test_unwritable_folder),
+        TEST(test_nothing_to_choose),
+        TEST(test_own_convolutions),
+        TEST(test_graph_that_cannot_be_recorded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
