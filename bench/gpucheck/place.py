@@ -52,6 +52,8 @@ class Place:
     work: Path
     emulated: Path | None = None
     sizes: Sizes = field(default_factory=Sizes)
+    cache: Path | None = None
+    """Of what tuning finds; beside the results, so that a later run on another machine has both."""
 
     def __post_init__(self) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """Return what dosemap is told of: cuDNN, what that loads, and a folder for plans."""
-        told = {"DOSEMAP_CACHE_DIR": str(self.work / "cache")}
+        told = {"DOSEMAP_CACHE_DIR": str(self.cache or self.work / "cache")}
         if self.emulated:
             told["DOSEMAP_CUDA_MODULE"] = str(self.emulated)
             told["DOSEMAP_EMULATED_DEVICES"] = "2"
