@@ -181,7 +181,7 @@ static void test_large_plans(void **state)
 {
     (void)state;
     enum { N = 4, SIZE = 2 << 20 };
-    char problem[TUNING_PROBLEM], names[N][8];
+    char problem[TUNING_PROBLEM], names[N][16];
     char *words = malloc(SIZE);
     tuned_layer layers[N], found;
     assert_non_null(words);
