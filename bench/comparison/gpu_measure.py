@@ -296,7 +296,7 @@ def our_rate(run: Run, precision: str) -> Json:
     out = run.path("dosemap-bench.json")
     command = [run.dosemap, "bench", "--scenario", "offline", "--quiet", "--json", out]
     command += ["--model", run.weights, "--device", run.device, "--precision", precision]
-    command += ["--tile", run.edge[0], "--force-tile"] if run.quick else []
+    command += ["--tile", run.edge[0], *["--force-tile"] * run.quick]
     try:
         done = subprocess.run(
             list(map(str, command)), capture_output=True, text=True, timeout=max(run.left(), 10)

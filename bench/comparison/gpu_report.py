@@ -18,14 +18,15 @@ TITLES = {OURS: "dosemap", EAGER: "PyTorch eager", COMPILED: "torch.compile"}
 NETWORK_TARGET, VOLUME_TARGET = 1.5, 3.0
 
 
-def dosemap_rates(benches: Iterable[Json]) -> Json:
+def dosemap_rates(benches: Iterable[Json], edge: list[int]) -> Json:
     """Return windows per second of `dosemap bench` by precision, of its offline scenario.
 
-    Not of an emulated device, whose times mean nothing.
+    Not of other windows, nor of an emulated device, whose times mean nothing.
     """
     found: Json = {}
     for bench in benches:
-        if bench.get("offline") and not bench.get("emulated"):
+        same = bench["settings"]["tile"] == edge
+        if bench.get("offline") and same and not bench.get("emulated"):
             found[bench["settings"]["precision"]] = {
                 "rate": bench["offline"]["patches_per_s"],
                 "batch": bench["offline"]["batch"],

@@ -117,6 +117,12 @@ def setting(mode, norm="folded", batch=16):
     }
 
 
+def bench(precision, rate, edge=32):
+    return {"emulated": False, "settings": {"precision": precision, "tile": [edge] * 3}} | {
+        "offline": {"patches_per_s": rate, "batch": 64}
+    }
+
+
 def results():
     rows = [
         {"setting": setting("eager"), "rate": 100.0, "difference": 1e-3, "prepare_seconds": 1.0},
@@ -145,17 +151,12 @@ def results():
         "volume": volume,
         "dosemap_network": gpu_report.dosemap_rates(
             [
-                {
-                    "settings": {"precision": "bf16"},
-                    "offline": {"patches_per_s": 400.0, "batch": 64},
-                },
-                {"settings": {"precision": "fp16"}, "offline": None},
-                {
-                    "settings": {"precision": "tf32"},
-                    "offline": {"patches_per_s": 1.0, "batch": 1},
-                    "emulated": True,
-                },
-            ]
+                bench("bf16", 400.0),
+                bench("fp16", 1.0) | {"offline": None},
+                bench("tf32", 1.0) | {"emulated": True},
+                bench("float32", 1.0, edge=64),
+            ],
+            [32] * 3,
         ),
         "absent": {"TensorRT": "it is not installed"},
         "errors": [],
