@@ -302,9 +302,20 @@ static dm_status create(benchmark *b, const dm_model *model, dm_error *err)
     return status;
 }
 
+/* Those that there is no room for are not known. */
+static dm_status find_ceilings(benchmark *b, dm_error *err)
+{
+    dm_status status = b->p->backend->ceilings(b->p->state, &b->ceilings, err);
+    if (status == DM_ERROR_MEMORY) {
+        status = DM_OK;
+        if (err)
+            *err = (dm_error){0};
+    }
+    return status;
+}
+
 static dm_status run(benchmark *b, dm_error *err)
 {
-    const backend *engine = b->p->backend;
     dm_status status = tune(b, err);
     if (status == DM_OK)
         status = run_offline(b, err);
@@ -312,17 +323,23 @@ static dm_status run(benchmark *b, dm_error *err)
         status = run_single(b, err);
     if (status == DM_OK && b->options.scenarios & DM_SCENARIO_VOLUME)
         status = run_volumes(b, err);
-    b->host_peak_bytes =
-        process_bytes("VmHWM"); /* ceilings and reference have nothing to do with it */
+    /* Ceilings and reference have nothing to do with it. */
+    b->host_peak_bytes = process_bytes("VmHWM");
     if (status == DM_OK)
         status = begin(b, "ceilings", 0.05, err);
     if (status == DM_OK)
-        status = engine->ceilings(b->p->state, &b->ceilings, err);
-    if (status == DM_ERROR_MEMORY) /* those that there was no room for are not known */
-        status = DM_OK;
+        status = find_ceilings(b, err);
     if (status == DM_OK)
         status = begin(b, "reference", 0.05, err);
     return status == DM_OK ? benchmark_compare(b, err) : status;
+}
+
+static dm_status make_room(benchmark *b, dm_error *err)
+{
+    size_t n = b->offline.n_runs > b->single.n_runs ? b->offline.n_runs : b->single.n_runs;
+    n = b->volumes.n > n ? b->volumes.n : n;
+    b->sorted = array_alloc(n + 1, sizeof *b->sorted);
+    return b->sorted ? DM_OK : error_memory(err, n * sizeof *b->sorted, "the report");
 }
 
 static void clear(benchmark *b)
@@ -342,6 +359,7 @@ static void clear(benchmark *b)
     json_decref(b->tune);
     free(b->windows);
     free(b->outputs);
+    free(b->sorted);
 }
 
 dm_status dm_benchmark(const dm_model *model, const dm_predict_options *predict,
@@ -366,6 +384,8 @@ dm_status dm_benchmark(const dm_model *model, const dm_predict_options *predict,
         status = create(&b, model, err);
     if (status == DM_OK)
         status = run(&b, err);
+    if (status == DM_OK)
+        status = make_room(&b, err);
     if (status == DM_OK) {
         report = benchmark_report(&b);
         status = report ? json_print(report, json, err) : error_memory(err, 65536, "the report");

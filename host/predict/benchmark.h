@@ -55,6 +55,7 @@ typedef struct benchmark {
     char date[32];
     json_t *tune;
     measured_ceilings ceilings;
+    double *sorted; /* room for the runs of a scenario */
     measure_result offline, single;
     volume_times volumes;
     reference_error error;

@@ -33,22 +33,15 @@ static json_t *numbers(const double *values, size_t n)
 }
 
 /* Of values that stay as they are; NAN where one of them is. */
-static double share(const double *values, size_t n, double which)
+static double share(const benchmark *b, const double *values, size_t n, double which)
 {
-    double *sorted = array_alloc(n, sizeof *sorted), found;
-    if (!sorted)
-        return NAN;
     for (size_t i = 0; i < n; i++) {
-        if (isnan(values[i])) {
-            free(sorted);
+        if (isnan(values[i]))
             return NAN;
-        }
-        sorted[i] = values[i];
+        b->sorted[i] = values[i];
     }
-    measure_sort(sorted, n);
-    found = measure_percentile(sorted, n, which);
-    free(sorted);
-    return found;
+    measure_sort(b->sorted, n);
+    return measure_percentile(b->sorted, n, which);
 }
 
 static double mean(const double *values, size_t n)
@@ -124,12 +117,12 @@ static json_t *offline(const benchmark *b)
     const measure_result *r = &b->offline;
     if (r->n_runs == 0)
         return json_null();
-    double median = share(r->seconds, r->n_runs, 0.5), patches = (double)r->windows / median;
+    double median = share(b, r->seconds, r->n_runs, 0.5), patches = (double)r->windows / median;
     json_t *root =
         json_pack("{s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "batch", (json_int_t)r->batch,
                   "at_once", (json_int_t)r->at_once, "patches_per_run", (json_int_t)r->windows,
                   "seconds", numbers(r->seconds, r->n_runs), "median", number(median), "minimum",
-                  number(share(r->seconds, r->n_runs, 0)), "mvoxel_per_s",
+                  number(share(b, r->seconds, r->n_runs, 0)), "mvoxel_per_s",
                   number(1e-6 * patches * (double)b->voxels), "joules_per_patch",
                   number(r->joules / ((double)r->windows * (double)r->n_runs)), "bytes_per_patch",
                   number(r->bytes));
@@ -144,23 +137,24 @@ static json_t *single_stream(const benchmark *b)
         return json_null();
     double average = mean(r->seconds, r->n_runs);
     json_t *root = json_pack("{s:{s:o, s:o, s:o, s:o, s:o, s:o}, s:I}", "latency", "minimum",
-                             number(share(r->seconds, r->n_runs, 0)), "p50",
-                             number(share(r->seconds, r->n_runs, 0.5)), "p90",
-                             number(share(r->seconds, r->n_runs, 0.9)), "p99",
-                             number(share(r->seconds, r->n_runs, 0.99)), "maximum",
-                             number(share(r->seconds, r->n_runs, 1)), "mean", number(average),
+                             number(share(b, r->seconds, r->n_runs, 0)), "p50",
+                             number(share(b, r->seconds, r->n_runs, 0.5)), "p90",
+                             number(share(b, r->seconds, r->n_runs, 0.9)), "p99",
+                             number(share(b, r->seconds, r->n_runs, 0.99)), "maximum",
+                             number(share(b, r->seconds, r->n_runs, 1)), "mean", number(average),
                              "runs", (json_int_t)r->n_runs);
     put_rates(&root, b, 1 / average, r->bytes);
     return root;
 }
 
-static json_t *stages(const volume_times *v)
+static json_t *stages(const benchmark *b)
 {
     static const char *const keys[STAGES] = {"prepare",  "upload",   "network", "finish",
                                              "resample", "download", "dvh"};
+    const volume_times *v = &b->volumes;
     json_t *root = json_object();
     for (int s = 0; s < STAGES; s++)
-        json_put(&root, keys[s], number(share(v->stages[s], v->n, 0.5)));
+        json_put(&root, keys[s], number(share(b, v->stages[s], v->n, 0.5)));
     return root;
 }
 
@@ -169,18 +163,18 @@ static json_t *volume(const benchmark *b)
     const volume_times *v = &b->volumes;
     if (v->n == 0)
         return json_null();
-    double median = share(v->seconds, v->n, 0.5);
+    double median = share(b, v->seconds, v->n, 0.5);
     const char *path = b->made ? "synthetic" : b->options.pet_path;
-    json_t *root =
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:s, s:b, s:o, s:o}",
-                  "pet", json_string_or_null(path), "size", triple(b->pet->grid.dim), "seconds",
-                  numbers(v->seconds, v->n), "median", number(median), "minimum",
-                  number(share(v->seconds, v->n, 0)), "p90", number(share(v->seconds, v->n, 0.9)),
-                  "stages", stages(v), "windows", (json_int_t)v->windows, "windows_skipped",
-                  (json_int_t)v->skipped, "batch", (json_int_t)v->batch, "mvoxel_per_s",
-                  number(1e-6 * (double)dm_grid_voxels(&b->pet->grid) / median), "output_xxh64",
-                  v->xxh64, "same_bytes", (int)v->same_bytes, "joules",
-                  number(mean(v->joules, v->n)), "host_joules", number(mean(v->host_joules, v->n)));
+    json_t *root = json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:s, s:b, s:o, s:o}", "pet",
+        json_string_or_null(path), "size", triple(b->pet->grid.dim), "seconds",
+        numbers(v->seconds, v->n), "median", number(median), "minimum",
+        number(share(b, v->seconds, v->n, 0)), "p90", number(share(b, v->seconds, v->n, 0.9)),
+        "stages", stages(b), "windows", (json_int_t)v->windows, "windows_skipped",
+        (json_int_t)v->skipped, "batch", (json_int_t)v->batch, "mvoxel_per_s",
+        number(1e-6 * (double)dm_grid_voxels(&b->pet->grid) / median), "output_xxh64", v->xxh64,
+        "same_bytes", (int)v->same_bytes, "joules", number(mean(v->joules, v->n)), "host_joules",
+        number(mean(v->host_joules, v->n)));
     put_rates(&root, b, (double)v->windows / median, b->offline.bytes);
     return root;
 }
