@@ -18,7 +18,7 @@ const command command_completion = {"completion",
                                     no_options,
                                     run};
 
-/* Words to offer behind an option: those of "auto|cpu|cuda[:N]" or "VALUE|off" that are to be
+/* Words to offer behind an option: those of "auto|cpu|cuda[:N,M|:all]" or "VALUE|off" that are to be
  * written as they stand, in lower case. Returns how many; prints nothing for out == NULL. */
 static size_t print_choices(FILE *out, const option_spec *option)
 {

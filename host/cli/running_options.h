@@ -33,7 +33,7 @@ bool parse_edges(const char *text, size_t edges[3]);
     {"blend", 0, OPTION_CHOICE, RUNNING_OPTION(type, member, blend), "gaussian|constant", "weighting of overlapping windows (default gaussian)", 0, 0, NULL}, \
     {"skip-air", 0, OPTION_STRING, RUNNING_OPTION(type, member, skip_air), "VALUE|off", "do not run windows whose maximum uptake is below VALUE (default: the model's)", 0, 0, NULL}, \
     {"precision", 0, OPTION_STRING, RUNNING_OPTION(type, member, precision), "auto|float32|bf16|fp16|tf32", "arithmetic of the network (default auto: the fastest that the model's card vouches for)", 0, 0, "Running"}, \
-    {"device", 0, OPTION_STRING, RUNNING_OPTION(type, member, device), "auto|cpu|cuda[:N]", "where to run (default auto)", 0, 0, NULL}, \
+    {"device", 0, OPTION_STRING, RUNNING_OPTION(type, member, device), "auto|cpu|cuda[:N,M|:all]", "where to run (default auto)", 0, 0, NULL}, \
     {"threads", 0, OPTION_COUNT, RUNNING_OPTION(type, member, threads), "N", "CPU threads (default: OMP_NUM_THREADS, then all cores)", 1, 4096, NULL}, \
     {"batch", 0, OPTION_COUNT, RUNNING_OPTION(type, member, batch), "N", "windows per call of the network (default: chosen)", 1, 1024, NULL}, \
     {"convolutions", 0, OPTION_CHOICE, RUNNING_OPTION(type, member, convolutions), "auto|library|own", "who computes them on a CUDA device: auto: what 'dosemap bench --tune' found fastest, else as library; library: cuDNN first; own: kernels of dosemap only, without cuDNN (default auto)", 0, 0, NULL}

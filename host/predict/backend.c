@@ -2,32 +2,64 @@
 /* Which backend a device name means. */
 #include "predict/backend.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "predict/cuda_devices.h"
 #include "predict/cuda_module.h"
 
 /* Can the device be used for such convolutions? */
 static dm_status probe(const cuda_module *module, int device, dm_convolutions convolutions,
-                       dm_error *err)
+                       cuda_facts *facts, dm_error *err)
 {
-    cuda_facts facts = {0};
     dm_error problem = {0};
-    dm_status status = module->probe(device, &facts, &problem);
-    if (status == DM_OK || (convolutions == DM_CONVOLUTIONS_OWN && facts.lacks_library))
+    dm_status status = module->probe(device, facts, &problem);
+    if (status == DM_OK || (convolutions == DM_CONVOLUTIONS_OWN && facts->lacks_library))
         return DM_OK;
     if (err)
         *err = problem;
     return status;
 }
 
-static dm_status select_cuda(int device, dm_convolutions convolutions, const backend **chosen,
+/* A device that shares volumes with the first one, and has to compute the same bits. */
+static dm_status probe_further(const cuda_module *module, const cuda_devices *devices, int i,
+                               const cuda_facts *first, dm_convolutions convolutions, dm_error *err)
+{
+    char name[32];
+    cuda_facts facts = {0};
+    int device = devices->number[i];
+    dm_status status = probe(module, device, convolutions, &facts, err);
+    if (status != DM_OK) {
+        snprintf(name, sizeof name, "cuda:%d", device);
+        error_at(err, name);
+        return status;
+    }
+    if (strcmp(facts.device, first->device) == 0 &&
+        memcmp(facts.capability, first->capability, sizeof facts.capability) == 0)
+        return DM_OK;
+    return error_set(err, DM_ERROR_DEVICE, NULL,
+                     "name devices of one kind; 'nvidia-smi --list-gpus' lists them",
+                     "cuda:%d (%s, compute capability %d.%d) and cuda:%d (%s, %d.%d) are not of "
+                     "one kind: what they compute would differ in the last bits",
+                     devices->number[0], first->device, first->capability[0], first->capability[1],
+                     device, facts.device, facts.capability[0], facts.capability[1]);
+}
+
+static dm_status select_cuda(const char *name, dm_convolutions convolutions, const backend **chosen,
                              dm_error *err)
 {
     const cuda_module *module;
-    dm_status status = cuda_module_load(&module, err);
+    cuda_devices devices;
+    cuda_facts first = {0};
+    dm_status status = cuda_devices_parse(name, &devices, err);
     if (status == DM_OK)
-        status = probe(module, device, convolutions, err);
+        status = cuda_module_load(&module, err);
+    if (status == DM_OK)
+        status = probe(module, devices.all ? 0 : devices.number[0], convolutions, &first, err);
+    cuda_devices_expand(&devices, first.devices);
+    for (int i = 1; i < devices.n && status == DM_OK; i++)
+        status = probe_further(module, &devices, i, &first, convolutions, err);
     if (status == DM_OK)
         *chosen = module->backend;
     return status;
@@ -37,8 +69,9 @@ static dm_status select_cuda(int device, dm_convolutions convolutions, const bac
 static const backend *select_auto(dm_convolutions convolutions)
 {
     const cuda_module *module;
+    cuda_facts facts = {0};
     if (cuda_module_load(&module, NULL) == DM_OK && !module->emulated &&
-        probe(module, 0, convolutions, NULL) == DM_OK)
+        probe(module, 0, convolutions, &facts, NULL) == DM_OK)
         return module->backend;
     return &cpu_backend;
 }
@@ -55,9 +88,5 @@ dm_status backend_select(const char *device, dm_convolutions convolutions, const
         *chosen = &cpu_backend;
         return DM_OK;
     }
-    int number = cuda_device_number(device);
-    if (number >= 0)
-        return select_cuda(number, convolutions, chosen, err);
-    return error_set(err, DM_ERROR_VALUE, NULL, "use auto, cpu, cuda, or cuda:N",
-                     "there is no device '%s'", device);
+    return select_cuda(device, convolutions, chosen, err);
 }

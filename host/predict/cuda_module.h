@@ -71,20 +71,4 @@ dm_status cuda_module_load(const cuda_module **module, dm_error *err);
 /* The file that it is, or that could not be loaded; NULL if there is none. */
 const char *cuda_module_path(void);
 
-/* "cuda" is device 0, "cuda:3" device 3; -1 for anything else. */
-static inline int cuda_device_number(const char *name)
-{
-    int number = 0;
-    if (strcmp(name, "cuda") == 0)
-        return 0;
-    if (strncmp(name, "cuda:", 5) != 0 || !name[5] || strlen(name) > 8)
-        return -1;
-    for (const char *digit = name + 5; *digit; digit++) {
-        if (*digit < '0' || *digit > '9')
-            return -1;
-        number = 10 * number + (*digit - '0');
-    }
-    return number;
-}
-
 #endif

@@ -229,6 +229,10 @@ static void print_cuda(FILE *out, const json_t *cuda)
     double bytes = (double)json_integer_value(json_object_get(cuda, "memory"));
     fprintf(out, "GPU          %s, compute capability %s, %s\n", member(cuda, "device"),
             member(cuda, "compute_capability"), size_text(bytes, memory));
+    long long devices = (long long)json_integer_value(json_object_get(cuda, "devices"));
+    if (devices > 1)
+        fprintf(out, "GPUs         %lld: --device cuda:0 is the one above, cuda:all shares\n",
+                devices);
     fprintf(out, "cuDNN        %s\n", member(cuda, "cudnn"));
 }
 

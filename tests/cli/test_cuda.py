@@ -37,7 +37,8 @@ def predict(device: str, pet: Path, out: Path, *options: object, **emulation: ob
         "predict", pet, *SUV_78, "-o", out, "--device", device, *options, env=settings(**emulation)
     )
     assert result.returncode == 0, result.stderr
-    assert provenance(out.with_name(out.name.partition(".")[0] + ".json"))["Backend"] == device
+    sidecar = provenance(out.with_name(out.name.partition(".")[0] + ".json"))
+    assert sidecar["Backend"] == device.partition(":")[0]
     return out
 
 
@@ -240,6 +241,29 @@ def test_same_bytes(tmp_path: Path, small_pet: Path) -> None:
         assert out.read_bytes() == reference, emulation
 
 
+@pytest.mark.parametrize("names", ["cuda:0,1", "cuda:2,1,0", "cuda:all"])
+def test_several_devices(tmp_path: Path, names: str, affine: np.ndarray) -> None:
+    """The bytes of one device: dose map, DVHs, organs; and the windows are counted once."""
+    data = np.random.default_rng(4).gamma(1.5, 2.0, (23, 19, 70)).astype(np.float32)
+    data[:, :, 20:58], data[9, 9, 30] = 0, 3
+    pet, labels = save(tmp_path / "pet.nii", data, affine), tmp_path / "dseg.nii"
+    save(labels, (np.arange(data.size).reshape(data.shape) // 977 % 3).astype(np.uint8), affine)
+    for precision in ("float32", "bf16"):
+        folders = []
+        options = ("--model", SMALL, "--labels", labels, "--skip-air", "0.01", "--activity", "7.4")
+        for device in ("cuda", names):
+            folder = tmp_path / precision / device.replace(":", "-")
+            folder.mkdir(parents=True)
+            predict(device, pet, folder / "o.nii.gz", *options, "--precision", precision, devices=3)
+            folders.append(folder)
+        for name in ("o.nii.gz", "o_dvh.tsv", "o_organs.tsv"):
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+        one, several = (provenance(folder / "o.json") for folder in folders)
+        assert one["Windows"] == several["Windows"] and one["Windows"]["Skipped"] > 0
+        count = 2 if names == "cuda:0,1" else 3
+        assert several["Device"].startswith(f"{count} x emulated device; ")
+
+
 def test_little_device_memory(tmp_path: Path, small_pet: Path, small_labels: Path) -> None:
     """Fewer windows at once, then a clear end; never another result."""
     options = ("--model", SMALL, "--overlap", "0.5", "--labels", small_labels)
@@ -282,6 +306,23 @@ def test_cohort(tmp_path: Path, small_pet: Path, small_labels: Path, affine: np.
         assert (tmp_path / "all" / name).read_bytes() == alone.read_bytes(), name
 
 
+def test_cohort_on_several_devices(tmp_path: Path, affine: np.ndarray) -> None:
+    """Of several sizes, some too small to be shared."""
+    pets = []
+    for i, shape in enumerate([(23, 19, 60), (17, 18, 9), (9, 21, 44), (20, 20, 61)]):
+        data = np.random.default_rng(i).gamma(1.5, 2.0, shape).astype(np.float32)
+        pets.append(save(tmp_path / f"in/sub-{i}_pet.nii.gz", data, affine))
+    for device in ("cuda", "cuda:all"):
+        options = (*SUV_78, "--model", SMALL, "--device", device)
+        folder = tmp_path / device.replace(":", "-")
+        result = dosemap("predict", *pets, *options, "--out-dir", folder, env=settings(devices=3))
+        assert result.returncode == 0, result.stderr
+    for pet in pets:
+        name = pet.name.replace("_pet", "_dose")
+        of_one = (tmp_path / "cuda" / name).read_bytes()
+        assert (tmp_path / "cuda-all" / name).read_bytes() == of_one, name
+
+
 def test_resume(tmp_path: Path, small_pet: Path) -> None:
     out = predict("cuda", small_pet, tmp_path / "o.nii.gz", "--model", SMALL)
     content, made = out.read_bytes(), out.stat().st_mtime_ns
@@ -302,6 +343,13 @@ def test_device_names(tmp_path: Path, small_pet: Path, tiny: Path, out: Path) ->
     for device in ("cuda:7", "cuda:x", "cuda:", "cuda:-1", "cuda:99999999999999999999"):
         result = dosemap(*command, "-o", out, "--device", device, env=settings())
         assert_refused(result, out, device)
+    for device, said in {
+        "cuda:0,1,": "cuda:0,1,", "cuda:1,1": "twice", "cuda:0,3": "cuda:3",
+        "cuda:all": "not of one kind",
+    }.items():  # fmt: skip
+        env = settings(devices=3, capability="9.0,8.0" if device == "cuda:all" else "9.0")
+        result = dosemap(*command, "-o", out, "--device", device, env=env)
+        assert_refused(result, out, said)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -394,7 +442,8 @@ def test_doctor_names_the_device() -> None:
     text = dosemap("doctor", env=settings()).stdout
     (line,) = (line for line in text.splitlines() if line.startswith("CUDA"))
     assert "usable" in line and "emulated" in line
-    assert MODULE in text
+    assert MODULE in text and "GPUs" not in text
+    assert "GPUs         3:" in dosemap("doctor", env=settings(devices=3)).stdout
 
 
 # ---- Who computes convolutions ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA backend: which devices can be used, and what stays on one between volumes. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,14 +95,34 @@ static dm_status probe(int device, cuda_facts *facts, dm_error *err)
     return offer_own(status, err);
 }
 
+static dm_status devices_of(const char *name, cuda_devices *devices, dm_error *err)
+{
+    int count = 0;
+    if (strcmp(name, "auto") == 0)
+        name = "cuda";
+    dm_status status = cuda_devices_parse(name, devices, err);
+    if (status == DM_OK && devices->all)
+        status = device_check(cudaGetDeviceCount(&count), "looking for devices", err);
+    cuda_devices_expand(devices, count);
+    return status;
+}
+
+/* Of the device that has least. The first one is the current one afterwards. */
 static dm_status free_memory(const char *device, size_t *bytes, dm_error *err)
 {
-    size_t total;
-    int number = cuda_device_number(device);
-    cudaError_t code = cudaSetDevice(number < 0 ? 0 : number); /* auto is the first */
-    if (code == cudaSuccess)
-        code = cudaMemGetInfo(bytes, &total);
-    return device_check(code, "asking for the device's memory", err);
+    cuda_devices devices;
+    size_t total, free_bytes;
+    dm_status status = devices_of(device, &devices, err);
+    *bytes = SIZE_MAX;
+    for (int i = devices.n - 1; i >= 0 && status == DM_OK; i--) {
+        cudaError_t code = cudaSetDevice(devices.number[i]);
+        if (code == cudaSuccess)
+            code = cudaMemGetInfo(&free_bytes, &total);
+        status = device_check(code, "asking for the device's memory", err);
+        if (status == DM_OK && free_bytes < *bytes)
+            *bytes = free_bytes;
+    }
+    return status;
 }
 
 /* All devices of compute capability 8.0 have all types, and there are no others here. */
@@ -124,6 +145,8 @@ static void destroy(void *state)
     cuda_state *s = state;
     if (!s)
         return;
+    for (size_t i = 0; i < s->n_peers; i++)
+        destroy(s->peer[i]);
     (void)cudaSetDevice(s->device);
     device_network_free(s->network);
     tuning_free(s->tuning);
@@ -173,31 +196,102 @@ void cuda_state_describe(cuda_state *s)
                          : s->network_compiled    ? ", joined"
                                                   : ", not joined";
     const char *untuned = s->tuning_problem, *alone = s->graph_problem;
-    snprintf(s->description, sizeof s->description, "%s; %s%s%s%s%s%s%s%s", s->device_name,
-             s->library ? convolution_library_name(s->library) : "own convolutions", joined,
-             *rejected ? "; not used: " : "", rejected, *untuned ? "; tuning not used: " : "",
-             untuned, *alone ? "; without a CUDA graph: " : "", alone);
+    char several[32] = "";
+    if (s->n_peers > 0)
+        snprintf(several, sizeof several, "%zu x ", 1 + s->n_peers);
+    snprintf(s->description, sizeof s->description, "%s%s; %s%s%s%s%s%s%s%s", several,
+             s->device_name, s->library ? convolution_library_name(s->library) : "own convolutions",
+             joined, *rejected ? "; not used: " : "", rejected,
+             *untuned ? "; tuning not used: " : "", untuned,
+             *alone ? "; without a CUDA graph: " : "", alone);
+}
+
+static dm_status open_state(cuda_state *s, dm_error *err)
+{
+    dm_status status = open_device(s, err);
+    if (status == DM_OK && s->convolutions != DM_CONVOLUTIONS_OWN)
+        status = open_library(s, err);
+    if (status == DM_OK)
+        status = device_parameters_create(s->plan->options.type, &s->parameters, err);
+    return status;
+}
+
+/* One device's, not opened yet; NULL where memory is short. */
+static cuda_state *make_state(const plan *steps, const backend_options *options, int device)
+{
+    cuda_state *s = array_zero(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->plan = steps;
+    s->device = device;
+    s->batch = options->batch;
+    s->memory_limit = options->memory;
+    s->convolutions = options->convolutions;
+    s->tf32 = options->precision == DM_PRECISION_TF32;
+    return s;
+}
+
+typedef struct opening {
+    cuda_state *state;
+    pthread_t thread;
+    bool has_thread;
+    dm_status status;
+    dm_error err;
+} opening;
+
+static void *open_peer(void *context)
+{
+    opening *o = context;
+    char name[32];
+    o->status = open_state(o->state, &o->err);
+    snprintf(name, sizeof name, "cuda:%d", o->state->device);
+    error_at(&o->err, name);
+    return NULL;
+}
+
+/* Side by side: each takes some tenths of a second. */
+static dm_status open_all(cuda_state *first, dm_error *err)
+{
+    opening peer[CUDA_DEVICES_MAX - 1] = {0};
+    for (size_t i = 0; i < first->n_peers; i++) {
+        opening *o = &peer[i];
+        o->state = first->peer[i];
+        o->has_thread = pthread_create(&o->thread, NULL, open_peer, o) == 0;
+    }
+    dm_status status = open_state(first, err);
+    for (size_t i = 0; i < first->n_peers; i++) {
+        opening *o = &peer[i];
+        if (o->has_thread)
+            pthread_join(o->thread, NULL);
+        else if (status == DM_OK)
+            open_peer(o);
+        if (status == DM_OK && o->status != DM_OK) {
+            status = o->status;
+            if (err)
+                *err = o->err;
+        }
+    }
+    return status;
 }
 
 static dm_status create(const plan *steps, const backend_options *options, void **state,
                         dm_error *err)
 {
-    cuda_state *s = array_zero(1, sizeof *s);
+    cuda_devices devices;
+    cuda_state *s = NULL;
     *state = NULL;
-    if (!s)
-        return error_memory(err, sizeof *s, "the CUDA backend");
-    int number = cuda_device_number(options->device);
-    s->plan = steps;
-    s->device = number < 0 ? 0 : number;
-    s->batch = options->batch;
-    s->memory_limit = options->memory;
-    s->convolutions = options->convolutions;
-    s->tf32 = options->precision == DM_PRECISION_TF32;
-    dm_status status = open_device(s, err);
-    if (status == DM_OK && s->convolutions != DM_CONVOLUTIONS_OWN)
-        status = open_library(s, err);
+    dm_status status = devices_of(options->device, &devices, err);
+    for (int i = 0; i < devices.n && status == DM_OK; i++) {
+        cuda_state *made = make_state(steps, options, devices.number[i]);
+        if (!made)
+            status = error_memory(err, sizeof *made, "the CUDA backend");
+        else if (!s)
+            s = made;
+        else
+            s->peer[s->n_peers++] = made;
+    }
     if (status == DM_OK)
-        status = device_parameters_create(steps->options.type, &s->parameters, err);
+        status = open_all(s, err);
     if (status == DM_OK) {
         cuda_state_describe(s);
         *state = s;

@@ -59,5 +59,9 @@ double cuda_device_energy(int device)
 
 double cuda_energy(void *state)
 {
-    return cuda_device_energy(((const cuda_state *)state)->device);
+    const cuda_state *s = state;
+    double joules = cuda_device_energy(s->device);
+    for (size_t i = 0; i < s->n_peers; i++)
+        joules += cuda_device_energy(s->peer[i]->device);
+    return joules;
 }

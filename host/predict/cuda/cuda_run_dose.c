@@ -161,8 +161,10 @@ dm_status device_job_finish(device_job *d, const slab *part, size_t done, dm_err
     double start = job_clock();
     finished.dim[2] = part->final - done;
     nvtxRangePushA("finish");
-    cudaError_t code = kernel_finish(&d->tiling, &finished, job->output_intensity,
-                                     job->output_factor, d->d_faults + FAULT_DOSE, stream);
+    cudaError_t code = finished.dim[2] == 0
+                           ? cudaSuccess
+                           : kernel_finish(&d->tiling, &finished, job->output_intensity,
+                                           job->output_factor, d->d_faults + FAULT_DOSE, stream);
     if (code == cudaSuccess)
         code = cudaMemcpyAsync(d->faults, d->d_faults, FAULTS * sizeof *d->faults,
                                cudaMemcpyDeviceToHost, stream);
@@ -260,7 +262,23 @@ dm_status device_job_dose(device_job *d, dm_error *err)
     return status;
 }
 
-/* On the device where the dose is there as a whole and its memory suffices. */
+/* The dose map as the devices have put it together on the host, back to this one. */
+static dm_status bring_dose(device_job *d, dm_error *err)
+{
+    volume_box all = stored_range(d, 0, d->job->pet->grid.dim[d->pet_axis]);
+    void *made = NULL;
+    dm_status status =
+        device_alloc(&made, volume_box_voxels(&all) * sizeof(float), "the dose map", err);
+    if (status != DM_OK)
+        return status;
+    d->owned[d->n_owned++] = made;
+    d->d_dose = made;
+    return device_transfer_up(&d->transfer, d->result->dose->data, &all, d->d_dose,
+                              "copying the dose to the device", err);
+}
+
+/* On the device where its memory suffices, and the dose is there as a whole or, because several
+ * devices made it, would be there if one had. */
 dm_status device_job_histograms(device_job *d, dm_error *err)
 {
     const predict_job *job = d->job;
@@ -271,8 +289,8 @@ dm_status device_job_histograms(device_job *d, dm_error *err)
     if (status != DM_OK)
         return status;
     nvtxRangePushA("histograms");
-    status = DM_ERROR_MEMORY;
-    if (d->whole)
+    status = d->is_shared ? bring_dose(d, &ignored) : d->whole ? DM_OK : DM_ERROR_MEMORY;
+    if (status == DM_OK)
         status = device_dvh(d->d_dose, job->labels, &job->dvh_options, d->state->stream,
                             &result->dvh, &ignored);
     if (status == DM_ERROR_MEMORY)

@@ -103,18 +103,6 @@ static dm_status prepare_tiling(device_job *d, dm_error *err)
 
 /* ---- Slabs ---------------------------------------------------------------------------------- */
 
-static size_t row_low(const tiling *t, size_t row)
-{
-    size_t start = t->start[2][row], before = t->pad_before[2];
-    return start > before ? start - before : 0;
-}
-
-static size_t row_high(const tiling *t, size_t row)
-{
-    size_t end = t->start[2][row] + t->tile[2] - t->pad_before[2];
-    return end < t->volume[2] ? end : t->volume[2];
-}
-
 /* Planes of the PET along the model's z that planes [low, high) of the model's grid need. */
 static void pet_range(const device_job *d, size_t low, size_t high, size_t *first, size_t *end)
 {
@@ -139,22 +127,24 @@ static void pet_range(const device_job *d, size_t low, size_t high, size_t *firs
 slab device_job_slab(const device_job *d, size_t row)
 {
     const tiling *t = d->job->tiling;
-    slab s = {.row = row, .row_end = row + d->rows};
-    if (s.row_end > t->n[2])
-        s.row_end = t->n[2];
-    s.low = row_low(t, row);
-    s.high = row_high(t, s.row_end - 1);
-    s.final = s.row_end == t->n[2] ? t->volume[2] : row_low(t, s.row_end);
+    const device_share *share = &d->share;
+    slab s = {.row = row,
+              .row_end = share->row_end - row < d->rows ? share->row_end : row + d->rows};
+    s.low = window_row_low(t, row);
+    s.high = window_row_high(t, s.row_end - 1);
     pet_range(d, s.low, s.high, &s.pet, &s.pet_end);
+    s.final = s.row_end == share->row_end ? share->plane_end : window_row_low(t, s.row_end);
+    s.final = s.final > share->plane ? s.final : share->plane;
+    s.high = s.high < share->plane_end ? s.high : share->plane_end; /* of sums */
     return s;
 }
 
 /* The planes that any slab needs, and those from which one plane of the result is resampled. */
 static void measure_slabs(device_job *d)
 {
-    size_t done = 0;
+    size_t done = d->share.plane;
     d->pet_planes = d->sum_planes = 1;
-    for (size_t row = 0; row < d->job->tiling->n[2]; row += d->rows) {
+    for (size_t row = d->share.row; row < d->share.row_end; row += d->rows) {
         slab s = device_job_slab(d, row);
         if (s.pet_end - s.pet > d->pet_planes)
             d->pet_planes = s.pet_end - s.pet;
@@ -188,7 +178,8 @@ static dm_status prepare_volumes(device_job *d, dm_error *err)
         d->d_sum = made;
     }
     if (status == DM_OK && !d->whole && !job->map->exact) {
-        d->model = array_alloc(dim[0] * dim[1], dim[2] * sizeof(float));
+        d->own_model = d->model ? NULL : array_alloc(dim[0] * dim[1], dim[2] * sizeof(float));
+        d->model = d->model ? d->model : d->own_model;
         if (!d->model)
             status = error_memory(err, dim[0] * dim[1] * dim[2] * sizeof(float),
                                   "the dose on the model's grid");
@@ -314,7 +305,7 @@ void device_job_clear(device_job *d)
         axis_table_clear(&d->to_model[a]);
         axis_table_clear(&d->from_model[a]);
     }
-    free(d->model);
+    free(d->own_model);
     free(d->list);
     free(d->maximum);
 }

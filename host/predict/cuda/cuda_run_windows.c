@@ -35,26 +35,45 @@ static void fault_voxel(const device_job *d, unsigned long long fault, size_t mo
         model[a] = model[a] + at[a] - t->pad_before[a];
 }
 
-dm_status device_job_fault(const device_job *d, const unsigned long long *faults, dm_error *err)
+static size_t fault_window(const device_job *d, unsigned long long fault)
+{
+    const size_t *tile = d->job->tiling->tile;
+    return (size_t)(fault / (tile[0] * tile[1] * tile[2]));
+}
+
+size_t device_job_fault_window(const device_job *d)
+{
+    return fault_window(d, d->fault_at);
+}
+
+dm_status device_job_window_fault(device_job *d, const unsigned long long *faults, dm_error *err)
 {
     const predict_job *job = d->job;
-    const size_t *dim = job->map->dim;
     size_t model[3], stored[3];
-    if (faults[FAULT_INPUT] != NO_FAULT) {
-        fault_voxel(d, faults[FAULT_INPUT], model);
-        stored_voxel(&job->pet->grid, job->map, model, stored);
-        return job_bad_input(job, stored, err);
-    }
-    if (faults[FAULT_OUTPUT] != NO_FAULT) {
-        fault_voxel(d, faults[FAULT_OUTPUT], model);
+    const unsigned long long input = faults[FAULT_INPUT], output = faults[FAULT_OUTPUT];
+    if (input == NO_FAULT && output == NO_FAULT)
+        return DM_OK;
+    /* A later window's input may have come into the same batch. */
+    d->fault = fault_window(d, input) <= fault_window(d, output) ? FAULT_INPUT : FAULT_OUTPUT;
+    d->fault_at = faults[d->fault];
+    fault_voxel(d, d->fault_at, model);
+    if (d->fault == FAULT_OUTPUT)
         return job_not_finite(job, model, job_network_output, err);
-    }
-    if (faults[FAULT_DOSE] != NO_FAULT) {
-        size_t v = (size_t)faults[FAULT_DOSE];
-        const size_t at[3] = {v % dim[0], v / dim[0] % dim[1], v / dim[0] / dim[1]};
-        return job_not_finite(job, at, job_transformed_dose, err);
-    }
-    return DM_OK;
+    stored_voxel(&job->pet->grid, job->map, model, stored);
+    return job_bad_input(job, stored, err);
+}
+
+dm_status device_job_fault(device_job *d, const unsigned long long *faults, dm_error *err)
+{
+    const size_t *dim = d->job->map->dim;
+    dm_status status = device_job_window_fault(d, faults, err);
+    if (status != DM_OK || faults[FAULT_DOSE] == NO_FAULT)
+        return status;
+    d->fault = FAULT_DOSE;
+    d->fault_at = faults[FAULT_DOSE];
+    size_t v = (size_t)d->fault_at;
+    const size_t at[3] = {v % dim[0], v / dim[0] % dim[1], v / dim[0] / dim[1]};
+    return job_not_finite(d->job, at, job_transformed_dose, err);
 }
 
 /* ---- Air ------------------------------------------------------------------------------------ */
@@ -76,6 +95,20 @@ static dm_status find_maxima(device_job *d, size_t n, dm_error *err)
     return device_check(code, "looking for windows of air", err);
 }
 
+/* Those of rows that another share has too are that one's. */
+static void count_windows(device_job *d, const slab *part, size_t kept)
+{
+    const tiling *t = d->job->tiling;
+    size_t row = part->row > d->share.counted ? part->row : d->share.counted;
+    size_t plane = t->n[0] * t->n[1], first = row * plane, run = 0;
+    if (row >= part->row_end)
+        return;
+    for (size_t i = 0; i < kept; i++)
+        run += d->list[i] >= first;
+    d->result->windows_run += run;
+    d->result->windows_skipped += (part->row_end - row) * plane - run;
+}
+
 /* The windows of a slab that are not air, in ascending order, on the device. */
 static dm_status list_windows(device_job *d, const slab *part, dm_error *err)
 {
@@ -94,8 +127,7 @@ static dm_status list_windows(device_job *d, const slab *part, dm_error *err)
     }
     if (status != DM_OK)
         return status;
-    d->result->windows_run += kept;
-    d->result->windows_skipped += n - kept;
+    count_windows(d, part, kept);
     d->n_run = kept;
     for (d->n_list = kept; d->n_list % d->batch != 0; d->n_list++)
         d->list[d->n_list] = NO_WINDOW;
@@ -205,14 +237,14 @@ static dm_status await_batch(device_job *d, size_t batch, dm_error *err)
     dm_status status =
         device_check(cudaEventSynchronize(d->done[batch % 2]), "running the network", err);
     if (status == DM_OK)
-        status = device_job_fault(d, d->faults + batch % 2 * FAULTS, err);
+        status = device_job_window_fault(d, d->faults + batch % 2 * FAULTS, err);
     if (status != DM_OK)
         return status;
     d->has_run = true;
     size_t done = (batch + 1) * d->batch < d->n_run ? (batch + 1) * d->batch : d->n_run;
-    return job_report(
-        d->job, NETWORK_SHARE * (double)(d->windows_before + done) / (double)d->job->tiling->count,
-        "network", err);
+    return job_report(d->job,
+                      NETWORK_SHARE * ((double)(d->windows_before + done) / (double)d->windows),
+                      "network", err);
 }
 
 dm_status device_job_windows(device_job *d, const slab *part, dm_error *err)

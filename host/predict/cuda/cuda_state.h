@@ -6,6 +6,7 @@
 #include "predict/backend.h"
 #include "predict/cuda/device_network.h"
 #include "predict/cuda/tuning_file.h"
+#include "predict/cuda_devices.h"
 #include "predict/cuda_module.h"
 
 typedef struct cuda_state {
@@ -29,6 +30,9 @@ typedef struct cuda_state {
     char tuning_problem[TUNING_PROBLEM]; /* why what there is is not used; "" */
     char graph_problem[160];             /* why batches run without a CUDA graph; "" */
     char device_name[300], description[1400];
+    /* Of further devices that share volumes with this one; the first one's only. */
+    struct cuda_state *peer[CUDA_DEVICES_MAX - 1];
+    size_t n_peers;
 } cuda_state;
 
 /* The network for batches of that size of the job's windows; the one before is given up. */

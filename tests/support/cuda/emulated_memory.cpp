@@ -380,9 +380,6 @@ cudaError_t cudaFree(void *pointer)
     if (found == device_memory.end())
         die("cudaFree(%p): no such device allocation is alive", pointer);
     const allocation a = found->second;
-    if (a.device != current_device())
-        die("cudaFree(%p): memory of device %d, and the current one is device %d", pointer,
-            a.device, current_device());
     if ((error = finish_device(a.device)) != cudaSuccess)
         return keep(error);
     protect(a, PROT_READ | PROT_WRITE);

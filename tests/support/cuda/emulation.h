@@ -36,8 +36,8 @@ void emulation_set_streams(emulation_streams when);
 
 /* Devices 0 to count - 1. Memory, streams and events belong to the device that was the thread's current
  * one when they were made. A kernel that touches another device's memory ends the process, as it does on
- * a real one; so do copies that reach there, freeing memory of another device than the current one, and
- * graphs on another device's stream, which CUDA does, slowly. Default: $DOSEMAP_EMULATED_DEVICES, or 1. */
+ * a real one; so do copies that reach there and graphs on another device's stream, which CUDA does,
+ * slowly. Default: $DOSEMAP_EMULATED_DEVICES, or 1. */
 #define EMULATION_DEVICES 16
 void emulation_set_devices(int count);
 
