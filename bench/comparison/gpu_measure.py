@@ -56,6 +56,7 @@ class Run:
     network_name: str
     windows: np.ndarray | None = None
     reference: np.ndarray | None = None
+    environment: dict[str, str] | None = None  # of dosemap
     later: float = 0  # seconds to be kept for what follows the search
     programs: dict[str, Peer] = field(default_factory=dict)
     ready: dict[str, Json] = field(default_factory=dict)  # settings of the programs
@@ -299,7 +300,11 @@ def our_rate(run: Run, precision: str) -> Json:
     command += ["--tile", run.edge[0], *["--force-tile"] * run.quick]
     try:
         done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=max(run.left(), 10)
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            timeout=max(run.left(), 10),
+            env=run.environment,
         )
     except subprocess.TimeoutExpired as error:
         raise ProgramError("dosemap bench took too long") from error
@@ -329,7 +334,8 @@ def _latency(run: Run, precision: str, best: Json) -> Json:
 def ours(run: Run, pet: Path, out: Path, precision: str, device: str) -> Json:
     """Run `dosemap predict` as a process."""
     options = [*tile_options(run.edge[0], run.overlap), "--device", device]
-    return run_timed(predict_command(run.dosemap, pet, out, run.weights, precision, *options))
+    command = predict_command(run.dosemap, pet, out, run.weights, precision, *options)
+    return run_timed(command, run.environment)
 
 
 def volume(run: Run, result: Json, best: Json) -> None:

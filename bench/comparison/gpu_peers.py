@@ -266,11 +266,15 @@ def device_facts(device: str) -> dict[str, object]:
     if not device.startswith("cuda"):
         return facts
     properties = torch.cuda.get_device_properties(device)
+    try:
+        cudnn = str(torch.backends.cudnn.version())
+    except RuntimeError as error:  # another one is in the way
+        cudnn = str(error)
     return facts | {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": cudnn,
     }

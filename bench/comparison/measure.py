@@ -172,10 +172,12 @@ def predict_command(
     return [*command, "--units", "suv", "--body-weight", "78.7", "--precision", precision, *options]
 
 
-def run_timed(command: list[str]) -> Json:
-    """Run a command; return its seconds and peak memory."""
+def run_timed(command: list[str], env: dict[str, str] | None = None) -> Json:
+    """Run a command in an environment (this one); return its seconds and peak memory."""
     timed = [sys.executable, "-I", "-S", str(Path(__file__).with_name("timed_process.py"))]
-    done = subprocess.run([*timed, *command], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [*timed, *command], stdout=subprocess.PIPE, text=True, check=True, env=env
+    )
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["code"]:
         raise ProgramError(f"{' '.join(command)} ended with {answer['code']}")

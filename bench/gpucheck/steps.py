@@ -362,7 +362,10 @@ def _compare(place: Place, name: str, *arguments: object, limit_s: float) -> Job
         reached = {f"times as fast, {t['against']}": t["found"] for t in found["targets"]}
         return {**reached, "results": found}
 
+    # PyTorch refuses a cuDNN older than its own: the path is for dosemap alone.
     told = place.environment()
+    path = told.pop("LD_LIBRARY_PATH", "")
+    said += ("--library-path", path) if path else ()
     return Job(name, tuple(map(str, said)), judge, limit_s, environment=told)
 
 
