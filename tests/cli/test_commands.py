@@ -85,6 +85,7 @@ def test_completion_completes() -> None:
         ("predict --units k", "kbqml"),
         ("predict --device c", "cpu cuda"),
         ("predict --skip-air ''", "off"),
+        ("bench --scenario s", "single-stream"),
     ):
         probe = f"COMP_WORDS=(dosemap {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _dosemap"
         result = subprocess.run(

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "predict/cuda/cuda_measure.h"
 
-#include <assert.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -172,10 +171,12 @@ static dm_status upload(network_measure *m, size_t first, dm_error *err)
 {
     const measure_request *q = m->request;
     dm_status status = DM_OK;
-    for (unsigned i = 0; i < m->batch && status == DM_OK; i++)
-        status = device_copy_up(m->d_windows + i * m->voxels,
-                                q->windows + (first + i) % q->n_windows * m->voxels,
+    size_t window = first;
+    for (unsigned i = 0; i < m->batch && status == DM_OK; i++) {
+        status = device_copy_up(m->d_windows + i * m->voxels, q->windows + window * m->voxels,
                                 m->voxels * sizeof(float), "copying windows to the device", err);
+        window = window + 1 < q->n_windows ? window + 1 : 0;
+    }
     return status;
 }
 
@@ -358,7 +359,6 @@ dm_status cuda_measure(void *state, const measure_request *request, measure_resu
     dm_error problem = {0};
     unsigned batch = request->batch ? request->batch : cuda_state_batch(s, request->job_windows);
     dm_status status = device_check(cudaSetDevice(s->device), "opening the device", &problem);
-    assert(request->n_windows > 0);
     if (status == DM_OK) {
         status = measure_batch(s, request, batch, result, &problem);
         while (status == DM_ERROR_MEMORY && !request->batch && batch > 1) {
