@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of bench/compare."""
+"""The parts of bench/compare and bench/compare_gpu."""
