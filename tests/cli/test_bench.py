@@ -194,6 +194,20 @@ def test_tune(tmp_path: Path) -> None:
 
 
 @needs_module
+def test_several_devices() -> None:
+    """Share a volume; the network alone is one device's. The energy is that of both."""
+    found = {"LD_LIBRARY_PATH": str(Path(MODULE).parent / "driver")}
+    options = (*QUICK, "--size", "16,16,40", "--overlap", "0", "--scenario", "volume")
+    one = bench(*options, "--device", "cuda", env={**settings(), **found})["volume"]
+    both = (*options, "--device", "cuda:0,1")
+    report = bench(*both, env={**settings(devices=2), **found})
+    volume = report["volume"]
+    assert (volume["output_xxh64"], volume["windows"]) == (one["output_xxh64"], one["windows"])
+    assert report["settings"]["device"] == "cuda:0,1"
+    assert (one["joules"], volume["joules"]) == pytest.approx((2.5, 5))
+
+
+@needs_module
 def test_energy() -> None:
     """Where the driver's library tells it; the one here counts 2.5 J at each question."""
     options = (*TINY, "--device", "cuda", "--runs", "2")
