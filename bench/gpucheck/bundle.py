@@ -68,7 +68,7 @@ def make_weights(folder: Path) -> None:
     python = torch_python()
     if python:
         _run(python, ROOT / "bench/compare_gpu", "--folder", folder, "--prepare")
-    else:
+    elif not (folder / RANDOM_WEIGHTS).exists():
         print("no PyTorch: the bundle will hold no random weights, and zeros are fast")
 
 
