@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli/bench_report.h"
@@ -66,6 +67,18 @@ typedef struct bench_work {
     progress_bar bar;
 } bench_work;
 
+static bool is_file(const char *json)
+{
+    return json && strcmp(json, "-") != 0;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat first, second;
+    return a && b && stat(a, &first) == 0 && stat(b, &second) == 0 &&
+           first.st_dev == second.st_dev && first.st_ino == second.st_ino;
+}
+
 static int check_arguments(bench_work *w, const string_list *pets)
 {
     static const unsigned scenarios[] = {DM_SCENARIO_ALL, DM_SCENARIO_OFFLINE,
@@ -77,6 +90,9 @@ static int check_arguments(bench_work *w, const string_list *pets)
     if (pets->count == 1 && args->size)
         return usage_error(&command_bench, "--size is for a PET that is made, not for %s",
                            pets->items[0]);
+    if (is_file(args->json) && (same_file(args->json, args->model) ||
+                                (pets->count == 1 && same_file(args->json, pets->items[0]))))
+        return usage_error(&command_bench, "--json %s would overwrite an input", args->json);
     if (args->size && !parse_edges(args->size, w->options.size))
         return usage_error(&command_bench, "--size wants N or X,Y,Z in voxels, not '%s'",
                            args->size);
@@ -89,11 +105,6 @@ static int check_arguments(bench_work *w, const string_list *pets)
     w->options.tune = args->tune;
     w->pet_path = pets->count ? pets->items[0] : NULL;
     return running_args_apply(&command_bench, &args->running, &w->predict);
-}
-
-static bool is_file(const char *json)
-{
-    return json && strcmp(json, "-") != 0;
 }
 
 /* Before minutes of work: is there a folder for the file? */

@@ -298,6 +298,14 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path: Path)
     assert result.stdout == ""
 
 
+def test_inputs_are_not_overwritten(pet: Path, tiny: Path) -> None:
+    for file in (pet, tiny):
+        content = file.read_bytes()
+        result = dosemap("bench", pet, *SUV_78, "--model", tiny, "--json", file)
+        assert result.returncode == 2 and "would overwrite" in result.stderr
+        assert file.read_bytes() == content
+
+
 def test_voxels_that_are_not_finite(pet: Path) -> None:
     image = nib.load(pet)
     data = np.asarray(image.dataobj).copy()
