@@ -119,6 +119,12 @@ def _end(process: subprocess.Popen[str]) -> None:
             continue
 
 
+def _reason(finished: Finished) -> str:
+    """Return the exit status, with the last line of what was said."""
+    lines = finished.output.strip().splitlines()
+    return f"exit status {finished.status}" + (f": {lines[-1][:200]}" if lines else "")
+
+
 def run_once(job: Job, limit_s: float, folder: Path) -> tuple[Finished | None, str]:
     """Run a command; return None, with what it had said, if the limit was reached."""
     environment = {**os.environ, **job.environment}
@@ -164,7 +170,7 @@ def run_job(job: Job, deadline: float, folder: Path) -> Record:
                 return record
             record.seconds += finished.seconds
             if finished.status not in job.statuses:
-                record.verdict, record.reason = FAILED, f"exit status {finished.status}"
+                record.verdict, record.reason = FAILED, _reason(finished)
                 if finished.status == SKIPPED:
                     record.reason = "skipped itself: it found no GPU"
                 return record

@@ -204,7 +204,7 @@ def test_job_passes(tmp_path):
 
 def test_job_fails(tmp_path):
     made = run(shell("echo why; exit 3"), tmp_path)
-    assert (made.verdict, made.reason) == (jobs.FAILED, "exit status 3")
+    assert (made.verdict, made.reason) == (jobs.FAILED, "exit status 3: why")
     assert made.as_json()["output"] == "why\n"
     assert "no GPU" in run(shell("exit 77"), tmp_path).reason
     assert run(shell("exit 77", statuses=(77,)), tmp_path).verdict == jobs.PASSED
