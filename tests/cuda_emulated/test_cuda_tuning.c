@@ -264,6 +264,46 @@ static void test_predictions_use_it(void **state)
     case_clear(&c);
 }
 
+/* Devices that share a volume, and have looked for a file before there was one, do as the first. */
+static void test_several_devices(void **state)
+{
+    (void)state;
+    predict_case c = some_case();
+    dm_predictor *predictor = NULL;
+    dm_prediction *p[2] = {NULL, NULL};
+    dm_pet_info info = unit_info();
+    dm_error err = {0};
+    emulation_set_devices(2);
+    dm_volume_free(c.pet);
+    c.pet = make_pet(9, 9, 24);
+    c.voxels = dm_grid_voxels(&c.pet->grid);
+    c.options.device = "cuda:0,1";
+    no_error(dm_predictor_create(c.model, &c.options, &predictor, &err), &err);
+    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &p[0], &err), &err);
+    assert_device_says(p[0], "2 x ", true);
+    assert_tuning(p[0], NULL);
+    reference_convolution_set_offers(3, 1, 60);
+    no_error(predictor->backend->tune(predictor->state, BATCH, NULL, NULL, NULL, &err), &err);
+    unsigned restored[3] = {reference_convolution_restored()};
+    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &p[1], &err), &err);
+    restored[1] = reference_convolution_restored();
+    assert_device_says(p[1], "2 x ", true);
+    assert_device_says(p[1], ", tuned", true);
+    dm_predictor_free(predictor);
+    dm_labels_free(c.labels);
+    c.labels = NULL;
+    dm_prediction *alone = run_case_on(&c, "cuda:1");
+    restored[2] = reference_convolution_restored();
+    assert_true(restored[2] > restored[1]);
+    assert_int_equal(restored[1] - restored[0], 2 * (restored[2] - restored[1]));
+    assert_memory_equal(dose_of(p[1]), dose_of(alone), c.voxels * sizeof(float));
+    dm_prediction_free(p[0]);
+    dm_prediction_free(p[1]);
+    dm_prediction_free(alone);
+    case_clear(&c);
+    emulation_set_devices(1);
+}
+
 /* Another batch, type or choice by hand has nothing to do with it. */
 static void test_what_it_is_not_for(void **state)
 {
@@ -490,19 +530,13 @@ static void test_graph_that_cannot_be_recorded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_the_fastest_is_kept),
-        TEST(test_own_kernels_win),
-        TEST(test_predictions_use_it),
-        TEST(test_what_it_is_not_for),
-        TEST(test_refused_plans),
-        TEST(test_plans_that_changed),
-        TEST(test_damaged_file),
-        TEST(test_interruption),
-        TEST(test_little_device_memory),
-        TEST(test_unwritable_folder),
-        TEST(test_nothing_to_choose),
-        TEST(test_own_convolutions),
-        TEST(test_graph_that_cannot_be_recorded),
+        TEST(test_the_fastest_is_kept), TEST(test_own_kernels_win),
+        TEST(test_predictions_use_it),  TEST(test_several_devices),
+        TEST(test_what_it_is_not_for),  TEST(test_refused_plans),
+        TEST(test_plans_that_changed),  TEST(test_damaged_file),
+        TEST(test_interruption),        TEST(test_little_device_memory),
+        TEST(test_unwritable_folder),   TEST(test_nothing_to_choose),
+        TEST(test_own_convolutions),    TEST(test_graph_that_cannot_be_recorded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,6 +76,19 @@ static dm_status tune_network(const cuda_state *s, unsigned batch, watcher *w, d
     return status;
 }
 
+/* Whatever was looked for before is looked for again. Devices that share volumes do as the first
+ * one, where they are alike: what they compute has to be the same. */
+static void forget_networks(cuda_state *s)
+{
+    for (size_t i = s->n_peers + 1; i-- > 0;) {
+        cuda_state *each = i > 0 ? s->peer[i - 1] : s; /* last: its device stays the current one */
+        (void)cudaSetDevice(each->device);
+        device_network_free(each->network);
+        each->network = NULL;
+        cuda_state_forget_tuning(each);
+    }
+}
+
 static dm_status save(const tuning_key *key, device_tuned *tuned, char **text, dm_error *err)
 {
     char path[TUNING_PATH], checksum[17];
@@ -110,9 +123,7 @@ dm_status cuda_tune(void *state, unsigned batch, dm_progress progress, void *use
         status = tuning_check_folder(&key, err);
     if (status != DM_OK)
         return status;
-    device_network_free(s->network);
-    s->network = NULL;
-    cuda_state_forget_tuning(s);
+    forget_networks(s);
     status = tune_network(s, batch, &w, &tuned, err);
     if (status == DM_OK)
         status = save(&key, &tuned, report_json, err);

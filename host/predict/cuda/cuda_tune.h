@@ -12,11 +12,12 @@
 
 #include "dosemap.h"
 
-/* state: a cuda_state. batch: windows per call of the network; 0: as for large volumes. Replaces
- * the state's network. progress may be NULL; non-zero from it ends the work, and nothing is
- * written. report_json (may be NULL): what was timed and chosen, with the file's path and checksum;
- * released with dm_string_free. Errors: UNSUPPORTED (--convolutions library or own leave nothing to
- * choose), IO (the file cannot be written), MEMORY, DEVICE, CANCELLED. */
+/* state: a cuda_state; of several devices, the first is timed. batch: windows per call of the
+ * network; 0: as for large volumes. Gives up the state's network. progress may be NULL; non-zero
+ * from it ends the work, and nothing is written. report_json (may be NULL): what was timed and
+ * chosen, with the file's path and checksum; released with dm_string_free. Errors: UNSUPPORTED
+ * (--convolutions library or own leave nothing to choose), IO (the file cannot be written), MEMORY,
+ * DEVICE, CANCELLED. */
 dm_status cuda_tune(void *state, unsigned batch, dm_progress progress, void *user,
                     char **report_json, dm_error *err);
 
