@@ -49,7 +49,7 @@ static dm_status probe_further(const cuda_module *module, const cuda_devices *de
 static dm_status select_cuda(const char *name, dm_convolutions convolutions, const backend **chosen,
                              dm_error *err)
 {
-    const cuda_module *module;
+    const cuda_module *module = NULL;
     cuda_devices devices;
     cuda_facts first = {0};
     dm_status status = cuda_devices_parse(name, &devices, err);

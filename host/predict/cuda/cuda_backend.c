@@ -104,6 +104,8 @@ static dm_status devices_of(const char *name, cuda_devices *devices, dm_error *e
     if (status == DM_OK && devices->all)
         status = device_check(cudaGetDeviceCount(&count), "looking for devices", err);
     cuda_devices_expand(devices, count);
+    if (status == DM_OK && devices->n == 0)
+        status = device_check(cudaErrorNoDevice, "looking for devices", err);
     return status;
 }
 
@@ -111,7 +113,7 @@ static dm_status devices_of(const char *name, cuda_devices *devices, dm_error *e
 static dm_status free_memory(const char *device, size_t *bytes, dm_error *err)
 {
     cuda_devices devices;
-    size_t total, free_bytes;
+    size_t total, free_bytes = 0;
     dm_status status = devices_of(device, &devices, err);
     *bytes = SIZE_MAX;
     for (int i = devices.n - 1; i >= 0 && status == DM_OK; i--) {
@@ -253,13 +255,14 @@ static void *open_peer(void *context)
 static dm_status open_all(cuda_state *first, dm_error *err)
 {
     opening peer[CUDA_DEVICES_MAX - 1] = {0};
-    for (size_t i = 0; i < first->n_peers; i++) {
+    const size_t n = first->n_peers;
+    for (size_t i = 0; i < n; i++) {
         opening *o = &peer[i];
         o->state = first->peer[i];
         o->has_thread = pthread_create(&o->thread, NULL, open_peer, o) == 0;
     }
     dm_status status = open_state(first, err);
-    for (size_t i = 0; i < first->n_peers; i++) {
+    for (size_t i = 0; i < n; i++) {
         opening *o = &peer[i];
         if (o->has_thread)
             pthread_join(o->thread, NULL);
@@ -290,6 +293,8 @@ static dm_status create(const plan *steps, const backend_options *options, void 
         else
             s->peer[s->n_peers++] = made;
     }
+    if (!s)
+        return status;
     if (status == DM_OK)
         status = open_all(s, err);
     if (status == DM_OK) {
