@@ -256,6 +256,57 @@ static void test_checks_take_no_memory(void **state)
     case_end(&k);
 }
 
+/* ---- Kernels of ours ------------------------------------------------------------------------ */
+
+/* As with fragments whose elements lie elsewhere: halves of a voxel's channels change places. */
+static cudaError_t wrong_halo(const device_convolution *convolution, const device_tensor *in,
+                              const device_tensor *out, unsigned samples,
+                              const device_epilogue *epilogue, cudaStream_t stream)
+{
+    device_tensor shifted = *in;
+    shifted.data = (char *)in->data + 8 * element_size(in->type);
+    shifted.dim[2] -= 1;
+    return kernel_convolution(convolution, &shifted, out, samples, epilogue, stream);
+}
+
+static void test_wrong_halo(void **state)
+{
+    (void)state;
+    const element_type types[] = {ELEMENT_BF16, ELEMENT_F16};
+    device_kernels wrong = device_kernels_run;
+    wrong.convolution_halo = wrong_halo;
+    for (int i = 0; i < 4; i++) {
+        network_case k;
+        made m = {0};
+        dm_error err = {0};
+        case_begin(&k, types[i % 2]);
+        k.step.kind = STEP_CONV;
+        k.node.op = OP_CONV;
+        for (int a = 0; a < 3; a++) {
+            k.node.kernel[a] = 3;
+            k.node.pad_begin[a] = k.node.pad_end[a] = 1;
+        }
+        k.step.in = case_tensor(&k, types[i % 2], 32, 4, 8, 16, 0, 0);
+        k.step.out = case_tensor(&k, types[i % 2], 16, 4, 8, 16, 0, 0);
+        k.step.weight = case_floats(&k, (size_t)32 * 16 * 27);
+        case_ends(&k);
+        assert_int_equal(cudaStreamCreate(&m.stream), cudaSuccess);
+        assert_int_equal(device_parameters_create(types[i % 2], &m.parameters, &err), DM_OK);
+        const device_network_options options = {.batch = 1,
+                                                .convolutions = DM_CONVOLUTIONS_OWN,
+                                                .cache_bytes = SIZE_MAX,
+                                                .kernels = i < 2 ? NULL : &wrong,
+                                                .parameters = m.parameters,
+                                                .stream = m.stream};
+        assert_int_equal(device_network_create(&k.p, &options, &m.network, &err), DM_OK);
+        assert_string_equal(device_network_way(m.network, 0),
+                            i < 2 ? "kernel_convolution_halo" : OWN);
+        assert_int_equal(*device_network_rejections(m.network) == '\0', i < 2);
+        clear(&m);
+        case_end(&k);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +316,7 @@ int main(void)
         cmocka_unit_test(test_precompiled),
         cmocka_unit_test(test_short_memory),
         cmocka_unit_test(test_checks_take_no_memory),
+        cmocka_unit_test(test_wrong_halo),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -198,12 +198,13 @@ void cuda_state_describe(cuda_state *s)
                          : s->network_compiled    ? ", joined"
                                                   : ", not joined";
     const char *untuned = s->tuning_problem, *alone = s->graph_problem;
+    const char *wrong = s->network ? device_network_rejections(s->network) : "";
     char several[32] = "";
     if (s->n_peers > 0)
         snprintf(several, sizeof several, "%zu x ", 1 + s->n_peers);
-    snprintf(s->description, sizeof s->description, "%s%s; %s%s%s%s%s%s%s%s", several,
+    snprintf(s->description, sizeof s->description, "%s%s; %s%s%s%s%s%s%s%s%s%s", several,
              s->device_name, s->library ? convolution_library_name(s->library) : "own convolutions",
-             joined, *rejected ? "; not used: " : "", rejected,
+             joined, *rejected ? "; not used: " : "", rejected, *wrong ? "; not used: " : "", wrong,
              *untuned ? "; tuning not used: " : "", untuned,
              *alone ? "; without a CUDA graph: " : "", alone);
 }

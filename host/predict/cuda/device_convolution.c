@@ -180,8 +180,8 @@ const char *convolution_way_name(convolution_way way)
     return way_names[way];
 }
 
-static bool takes(convolution_way way, const device_convolution *conv, const device_tensor *in,
-                  const device_tensor *target)
+static bool takes(const device_network *net, convolution_way way, const device_convolution *conv,
+                  const device_tensor *in, const device_tensor *target)
 {
     switch (way) {
     case WAY_FIRST:
@@ -189,7 +189,7 @@ static bool takes(convolution_way way, const device_convolution *conv, const dev
     case WAY_TENSOR_CORE:
         return convolution_tensor_core_takes(conv, in, target);
     case WAY_HALO:
-        return convolution_halo_takes(conv, in, target);
+        return net->halo && convolution_halo_takes(conv, in, target);
     case WAY_ANY:
         return true;
     default:
@@ -206,7 +206,7 @@ bool convolution_use_own(const device_network *net, device_op *op, const device_
                                           [WAY_HALO] = "kernel_convolution_halo"};
     size_t n = 0;
     device_tensor target = links ? first_target(net, op, out, &n) : *out;
-    if (!takes(way, &op->conv.conv, in, &target))
+    if (!takes(net, way, &op->conv.conv, in, &target))
         return false;
     op->conv.way = way;
     op->conv.residual = -1;

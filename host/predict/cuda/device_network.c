@@ -128,6 +128,9 @@ static dm_status create(device_network *net, dm_error *err)
     if (status == DM_OK)
         status = take_memory(net, net->layout.bytes, DRY_ARENA, "the network's activations",
                              &net->arena, err);
+    net->halo = true;
+    if (status == DM_OK && !net->options.dry && net->plan->options.type != ELEMENT_F32)
+        status = own_check_halo(net, net->plan->options.type, &net->halo, err);
     for (size_t i = 0; status == DM_OK && i < net->n_ops; i++) {
         if (net->options.go_on)
             status = net->options.go_on(net->options.context, err);
@@ -198,6 +201,11 @@ const char *device_network_way(const device_network *net, size_t step)
         if (net->ops[i].step == &net->plan->steps[step])
             return net->ops[i].way;
     return "part of a gate";
+}
+
+const char *device_network_rejections(const device_network *net)
+{
+    return net->halo ? "" : "kernel_convolution_halo, which computes wrongly on this device";
 }
 
 const plan_step *device_network_step(const device_network *net, size_t op)

@@ -81,6 +81,8 @@ size_t device_network_bytes(const device_network *network);
 /* How an operation of the plan is run: "library: ...", "kernel_convolution", ... ; for tests and
  * benchmarks. */
 const char *device_network_way(const device_network *network, size_t step);
+/* Kernels of ours that are not used, because they computed wrongly; "" if all are right. */
+const char *device_network_rejections(const device_network *network);
 /* The step of the plan that operation `op` ends with; NULL behind the last operation. */
 const plan_step *device_network_step(const device_network *network, size_t op);
 /* A tensor of the plan, for the first portion; data is NULL if no operation uses it. */

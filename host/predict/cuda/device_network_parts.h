@@ -73,6 +73,7 @@ struct device_network {
     unsigned char *arena, *scratch;
     size_t scratch_bytes;
     check_memory check;
+    bool halo; /* convolution_halo.cu may be used */
 };
 
 /* ---- Shared --------------------------------------------------------------------------------- */
@@ -159,5 +160,8 @@ dm_status library_check(device_network *net, const library_convolution_spec *spe
                         const device_convolution *conv, const float *bias,
                         const library_convolution *made, char reason[64], dm_error *err);
 void library_free_check(device_network *net);
+
+/* device_own_check.c */
+dm_status own_check_halo(device_network *net, element_type type, bool *right, dm_error *err);
 
 #endif
