@@ -71,8 +71,8 @@ static dm_status judge(void *partial, bool *right, dm_error *err)
 dm_status own_check_halo(device_network *net, element_type type, bool *right, dm_error *err)
 {
     const size_t size = element_size(type),
-                 bytes[PARTS] = {VOXELS * IN * size, WEIGHTS * size, VOXELS * OUT * size,
-                                 VOXELS * OUT * size,
+                 bytes[PARTS] = {size * VOXELS * IN, size * WEIGHTS, size * VOXELS * OUT,
+                                 size * VOXELS * OUT,
                                  compare_blocks((size_t)VOXELS * OUT) * sizeof(device_deviation)};
     size_t at[PARTS], all = 0;
     void *part[PARTS], *owned = NULL;
