@@ -50,20 +50,19 @@ static void print_sums(const plan_account *a, FILE *out)
     describe_line(out, "arithmetic", "%.2f GFLOP per window, %.0f FLOP for each byte",
                   1e-9 * s->flop, intensity(s));
     describe_line(out, "launches", "%.1f per window", s->launches);
-    describe_line(
-        out, "",
-        "Each operand of a launch counts once, whatever caches do. \"at once\": windows "
-        "that a launch computes, and that share weights, tables and workspace (kB shared); "
-        "\"of\": launches of theirs.");
+    describe_line(out, "",
+                  "kB and MFLOP are of one window; each operand of a launch counts once, whatever "
+                  "caches do. \"windows\" are computed at once, in so many calls (launches), and "
+                  "share weights, tables and workspace (kB shared).");
 }
 
 bool account_text(const plan_account *a, FILE *out)
 {
     static const table_column columns[] = {{"", true, false},        {"operation", false, true},
-                                           {"by", false, true},      {"at once", true, false},
-                                           {"of", true, false},      {"kB read", true, false},
+                                           {"by", false, true},      {"windows", true, false},
+                                           {"calls", true, false},   {"kB read", true, false},
                                            {"written", true, false}, {"shared", true, false},
-                                           {"MFLOP", true, false},   {"per byte", true, false}};
+                                           {"MFLOP", true, false},   {"FLOP/B", true, false}};
     char title[512];
     text_table *t = table_create(columns, sizeof columns / sizeof *columns, a->n_rows);
     snprintf(title, sizeof title, "Account of %s%s, batches of %u window%s", a->device,

@@ -231,7 +231,9 @@ static void print_cuda(FILE *out, const json_t *cuda)
             member(cuda, "compute_capability"), size_text(bytes, memory));
     long long devices = (long long)json_integer_value(json_object_get(cuda, "devices"));
     if (devices > 1)
-        fprintf(out, "GPUs         %lld: --device cuda:0 is the one above, cuda:all shares\n",
+        fprintf(out,
+                "GPUs         %lld: --device cuda:0 is the one above, cuda:all shares volumes "
+                "between all\n",
                 devices);
     fprintf(out, "cuDNN        %s\n", member(cuda, "cudnn"));
 }
