@@ -51,6 +51,11 @@ static void print_share(FILE *out, double share, const char *of)
         fprintf(out, ", %.0f %% of %s", 100 * share, of);
 }
 
+static const char *plural(long long n)
+{
+    return n == 1 ? "" : "s";
+}
+
 /* ---- Sections ------------------------------------------------------------------------------- */
 
 static void print_settings(FILE *out, const json_t *root)
@@ -64,8 +69,7 @@ static void print_settings(FILE *out, const json_t *root)
             (long long)json_integer_value(json_array_get(tile, 0)),
             (long long)json_integer_value(json_array_get(tile, 1)),
             (long long)json_integer_value(json_array_get(tile, 2)), number(settings, "overlap"));
-    fprintf(out, "%lld thread%s\n", count(settings, "threads"),
-            count(settings, "threads") == 1 ? "" : "s");
+    fprintf(out, "%lld thread%s\n", count(settings, "threads"), plural(count(settings, "threads")));
 }
 
 static void print_ceilings(FILE *out, const json_t *ceilings)
@@ -82,8 +86,8 @@ static void print_rates(FILE *out, const json_t *part)
     fprintf(out, "%.4g windows/s", number(part, "patches_per_s"));
     print_scaled(out, ", ", 1e12 * number(part, "tflop_per_s"), "FLOP/s");
     print_share(out, number(part, "share_of_multiply_add"), "multiply-add");
-    print_share(out, number(part, "share_of_product"), "the product");
-    print_share(out, number(part, "share_of_copy"), "copying");
+    print_share(out, number(part, "share_of_product"), "matrix product");
+    print_share(out, number(part, "share_of_copy"), "copy");
 }
 
 static void print_offline(FILE *out, const json_t *part)
@@ -92,8 +96,9 @@ static void print_offline(FILE *out, const json_t *part)
         return;
     fprintf(out, "offline      ");
     print_rates(out, part);
-    fprintf(out, "; batch %lld, %lld at once, %zu runs", count(part, "batch"),
-            count(part, "at_once"), json_array_size(get(part, "seconds")));
+    long long runs = (long long)json_array_size(get(part, "seconds"));
+    fprintf(out, "\n             batch %lld, %lld at once, %lld run%s", count(part, "batch"),
+            count(part, "at_once"), runs, plural(runs));
     print_scaled(out, ", ", number(part, "joules_per_patch"), "J/window");
     fputc('\n', out);
 }
@@ -104,9 +109,9 @@ static void print_single(FILE *out, const json_t *part)
     if (!json_is_object(part))
         return;
     print_scaled(out, "one window   ", number(latency, "p50"), "s");
-    print_scaled(out, ", 90 % within ", number(latency, "p90"), "s");
+    print_scaled(out, " (median), 90 % within ", number(latency, "p90"), "s");
     print_scaled(out, ", 99 % within ", number(latency, "p99"), "s");
-    fprintf(out, "; %lld runs\n", count(part, "runs"));
+    fprintf(out, "; %lld run%s\n", count(part, "runs"), plural(count(part, "runs")));
 }
 
 static void print_volume(FILE *out, const json_t *part)
@@ -117,11 +122,12 @@ static void print_volume(FILE *out, const json_t *part)
         return;
     print_scaled(out, "volume       ", number(part, "median"), "s");
     print_scaled(out, " (least ", number(part, "minimum"), "s)");
-    fprintf(out, " for %lld x %lld x %lld voxels in %lld windows, %lld of air skipped: ",
+    fprintf(out, " for %lld x %lld x %lld voxels in %lld window%s, %lld of air skipped",
             (long long)json_integer_value(json_array_get(size, 0)),
             (long long)json_integer_value(json_array_get(size, 1)),
             (long long)json_integer_value(json_array_get(size, 2)), count(part, "windows"),
-            count(part, "windows_skipped"));
+            plural(count(part, "windows")), count(part, "windows_skipped"));
+    fprintf(out, "\n             ");
     print_rates(out, part);
     print_scaled(out, ", ", number(part, "joules"), "J");
     fputc('\n', out);
@@ -143,17 +149,18 @@ static void print_layers(FILE *out, const json_t *layers, double total)
     json_t *layer;
     if (!json_is_array(layers))
         return;
-    fprintf(out, "\n%10s %6s %10s %10s %7s %7s  %s\n", "us/window", "share", "GB/s", "GFLOP/s",
-            "copy", "product", "step, kernel");
+    fprintf(out, "\n%10s %8s %8s %9s %9s %9s\n", "", "% of", "", "", "% of", "% of");
+    fprintf(out, "%10s %8s %8s %9s %9s %9s  %s\n", "us/window", "time", "GB/s", "GFLOP/s", "copy",
+            "product", "step, kernel");
     json_array_foreach(layers, i, layer)
     {
         double seconds = number(layer, "seconds");
-        fprintf(out, "%10.2f %5.1f%% %10.1f %10.1f %6.1f%% %6.1f%%  %s, %s\n", 1e6 * seconds,
+        fprintf(out, "%10.1f %8.1f %8.1f %9.1f %9.1f %9.1f  %s, %s\n", 1e6 * seconds,
                 100 * seconds / total, 1e-9 * number(layer, "bytes_per_s"),
                 1e-9 * number(layer, "flop_per_s"), 100 * number(layer, "share_of_copy"),
                 100 * number(layer, "share_of_product"), text(layer, "name"), text(layer, "way"));
     }
-    fprintf(out, "%10.2f in all\n", 1e6 * total);
+    fprintf(out, "%10.1f in all\n", 1e6 * total);
 }
 
 static void print_rest(FILE *out, const json_t *root)
@@ -162,9 +169,11 @@ static void print_rest(FILE *out, const json_t *root)
     if (json_is_string(get(error, "reason")))
         fprintf(out, "error        not known: %s\n", text(error, "reason"));
     else
-        fprintf(out, "error        %.2e relative L2, %.2e of the largest; %lld windows, %s\n",
+        fprintf(out,
+                "error        %.2e relative L2, at most %.2e of the largest value\n"
+                "             %lld window%s against %s\n",
                 number(error, "relative_l2"), number(error, "largest"), count(error, "windows"),
-                text(error, "reference"));
+                plural(count(error, "windows")), text(error, "reference"));
     print_scaled(out, "memory       ", number(memory, "host_peak_bytes"), "B at most");
     print_scaled(out, ", of the device ", number(memory, "device_bytes"), "B");
     fputc('\n', out);

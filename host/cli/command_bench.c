@@ -28,7 +28,7 @@ typedef struct bench_args {
 
 /* clang-format off */
 static const option_spec bench_options[] = {
-    {"scenario", 0, OPTION_CHOICE, FIELD(scenario), "all|offline|single-stream|volume", "offline: windows a second of the network alone; single-stream: latency of one window; volume: PET in memory to dose map in memory (default all)", 0, 0, "What is measured"},
+    {"scenario", 0, OPTION_CHOICE, FIELD(scenario), "all|offline|single-stream|volume", "offline: windows a second of the network alone, on the first of several GPUs; single-stream: latency of one window; volume: PET in memory to dose map in memory (default all)", 0, 0, "What is measured"},
     {"size", 0, OPTION_STRING, FIELD(size), "N|X,Y,Z", "voxels of the PET that is made where none is named (default: 200,200,450 on a GPU, 128,128,256 on the CPU)", 0, 0, NULL},
     {"layers", 0, OPTION_FLAG, FIELD(layers), NULL, "the network's steps one by one as well, with what they move and compute", 0, 0, NULL},
     {"runs", 0, OPTION_COUNT, FIELD(runs), "N", "runs of each scenario (default: 10; of single-stream 100, of volume 3)", 1, 100000, NULL},
@@ -51,8 +51,7 @@ const command command_bench = {
     "how fast this installation predicts on this machine",
     "Measures the network alone and whole volumes after a warm-up, and in the same run what bounds "
     "them: copying memory, a large matrix product. Nothing is written but the --json file, and "
-    "what "
-    "--tune finds. Without a PET one is made, the same every time.",
+    "what --tune finds. Without a PET one is made, the same every time.",
     bench_options,
     run};
 
