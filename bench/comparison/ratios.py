@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from statistics import median
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return the median of the rounds, with their range, for a table."""
+    if len(values) == 1:
+        return f"{values[0]:.2f} (one round)"
+    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times as fast as a peer: the median of the rounds' ratios, with their range."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from comparison.ratios import best_peer, ratio
+from comparison.ratios import best_peer, ratio, spread
 
 Json = dict[str, Any]
 BEGIN = "<!-- comparison: written by bench/compare -->"
@@ -74,7 +74,7 @@ def _network(results: Json) -> str:
             rows.append(
                 [
                     TITLES[name],
-                    f"{middle:.2f} ({min(rates[name]):.2f}–{max(rates[name]):.2f})",
+                    spread(rates[name]),
                     NONE if name == OURS else ratio(rates[OURS], rates[name]).text(),
                     f"{gflops:.0f}",
                     f"{100 * gflops / ceiling:.0f} %" if ceiling else NONE,
@@ -106,7 +106,7 @@ def _volume(results: Json) -> str:
             rows.append(
                 [
                     f"{TITLES[name]}, tile {row['tile']}, overlap {row['overlap']}",
-                    f"{median(times[key]):.2f} ({min(times[key]):.2f}–{max(times[key]):.2f})",
+                    spread(times[key]),
                     NONE if key == own else ratio(times[own], times[key], of_times=True).text(),
                     gibibytes(row["bytes"]),
                     f"{row['difference']:.1e}",

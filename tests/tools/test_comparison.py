@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from comparison import report
 from comparison.processes import Program, ProgramError
-from comparison.ratios import best_peer, ratio
+from comparison.ratios import best_peer, ratio, spread
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios():
@@ -24,6 +24,11 @@ def test_ratio_is_the_median_of_the_rounds_ratios():
 def test_ratio_of_times_is_larger_where_ours_is_faster():
     assert ratio([2.0], [6.0], of_times=True).middle == 3.0
     assert "one round" in ratio([2.0], [6.0], of_times=True).text()
+
+
+def test_a_single_round_has_no_range():
+    assert spread([3.0]) == "3.00 (one round)"
+    assert spread([3.0, 1.0, 2.5]) == "2.50 (1.00–3.00)"
 
 
 @pytest.mark.parametrize("ours, peer", [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])
