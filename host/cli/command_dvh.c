@@ -43,6 +43,22 @@ const command command_dvh = {"dvh",
                              dvh_options,
                              run};
 
+/* Four digits, the last ones 0 or not. */
+static void print_figure(double value)
+{
+    static const double steps[] = {1000, 100, 10, 1, 0.1, 0.01};
+    const double size = fabs(value);
+    int decimals = 0;
+    while (size > 0 && decimals < 6 && size < steps[decimals])
+        decimals++;
+    if (!isfinite(value))
+        printf(" %10s", "n/a");
+    else if (size > 0 && (size < 1e-3 || size >= 1e6))
+        printf(" %10.3e", value);
+    else
+        printf(" %10.*f", decimals, value);
+}
+
 static void print_table(const dm_dvh *dvh, const dm_dvh_options *options)
 {
     printf("%-24s %8s %10s %10s %10s %10s %10s", "structure", "voxels", "cm3", "mean", "D2", "D50",
@@ -55,10 +71,12 @@ static void print_table(const dm_dvh *dvh, const dm_dvh_options *options)
     printf("  (%s)\n", options->per_activity ? "Gy/GBq" : "Gy");
     for (size_t i = 0; i < dm_dvh_count(dvh); i++) {
         const dm_structure_dose *s = dm_dvh_structure(dvh, i);
-        printf("%-24s %8zu %10.4g %10.4g %10.4g %10.4g %10.4g", s->name, s->voxels, s->volume_cm3,
-               s->mean, s->d2, s->d50, s->d98);
+        const double figures[] = {s->volume_cm3, s->mean, s->d2, s->d50, s->d98};
+        printf("%-24s %8zu", s->name, s->voxels);
+        for (size_t f = 0; f < sizeof figures / sizeof *figures; f++)
+            print_figure(figures[f]);
         for (size_t v = 0; v < options->n_v_thresholds; v++)
-            printf(" %10.4g", s->v_percent[v]);
+            print_figure(s->v_percent[v]);
         putchar('\n');
     }
 }
