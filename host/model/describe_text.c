@@ -242,7 +242,8 @@ static void print_totals(const description *d, FILE *out)
                   1e-9 * p->flops, 1e-9 * p->useful_flops);
     describe_line(out, "memory", "%.1f MB read and written per window, %.1f MB of weights",
                   1e-6 * p->bytes, 1e-6 * p->weight_bytes);
-    describe_line(out, "arena", "%.2f MB per window", 1e-6 * (double)p->arena_bytes);
+    describe_line(out, "arena", "%.2f MB per window; \"at kB\": where in it a step's result begins",
+                  1e-6 * (double)p->arena_bytes);
     describe_line(out, "in place",
                   "%zu steps write over what they read (=), %zu into a concatenation (+); "
                   "%zu copies",
