@@ -66,6 +66,11 @@ static inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 
         cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(SHARED_MOST));
+        /* As many blocks at once as their registers allow, at the cost of the first-level cache. */
+        if (error == cudaSuccess)
+            error = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                         cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared);
         if (error != cudaSuccess)
             return error;
     }

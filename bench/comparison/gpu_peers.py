@@ -112,6 +112,7 @@ class DeviceEngine(Engine):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = 0  # every engine, not the first ten
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self.autocast = self.way.arithmetic == "autocast" and self.kind != torch.float32

@@ -28,7 +28,7 @@ class Sizes:
     model: Path | None = None
     repeats: int = 5
     bench: tuple[str, ...] = ()
-    counted: tuple[tuple[int, int, int], tuple[int, int, int]] = ((144, 144, 144), (144, 144, 272))
+    counted: tuple[tuple[int, int, int], tuple[int, int, int]] = ((80, 80, 80), (80, 80, 144))
 
 
 SMALL_MODEL = ROOT / "tests/golden/batch-small/model.safetensors.zst"

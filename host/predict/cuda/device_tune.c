@@ -19,7 +19,7 @@
 /* Making one may take seconds, where it is compiled. So many for all of a network, of which each
  * kind of each convolution has its share of what is left; after that the one under way is its last.
  */
-#define LIBRARY_SECONDS 240.0
+#define LIBRARY_SECONDS 180.0
 
 /* A graph holds a way so often that it runs about that long, and runs so often. Where one run is
  * longer than LONG_SECONDS, as in an emulation, it runs once. */
