@@ -352,7 +352,7 @@ if words[0] == "inspect":
     print(json.dumps({"account": {"bytes": 1000.0}}))
 else:
     out = Path(words[words.index("-o") + 1])
-    windows = 1024 if "272" in out.name else 512
+    windows = 1024 if "144" in out.name else 512
     out.write_bytes(b"")
     out.with_suffix(".json").write_text(json.dumps({"Windows": {"Run": windows}}))
 """
@@ -362,7 +362,7 @@ words = sys.argv[1:]
 metrics = words[words.index("--metrics") + 1].split(",")
 program = words[words.index("--metrics") + 2 :]
 subprocess.run(program, check=True)
-total = 7777 + BYTES * (1024 if "272" in program[-1] else 512)
+total = 7777 + BYTES * (1024 if "144" in program[-1] else 512)
 print('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"')
 print(f'"0","k","{metrics[0]}","byte","{total}"')
 """
