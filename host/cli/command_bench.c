@@ -93,8 +93,8 @@ static int check_arguments(bench_work *w, const string_list *pets)
                                 (pets->count == 1 && same_file(args->json, pets->items[0]))))
         return usage_error(&command_bench, "--json %s would overwrite an input", args->json);
     if (args->size && !parse_edges(args->size, w->options.size))
-        return usage_error(&command_bench, "--size wants N or X,Y,Z in voxels, not '%s'",
-                           args->size);
+        return usage_error(&command_bench,
+                           "--size wants N or X,Y,Z, 1 to 65536 voxels each, not '%s'", args->size);
     if (pet_args_apply(&args->pet, &w->info, &err) != DM_OK)
         return usage_error(&command_bench, "%s; %s", err.what, err.remedy);
     w->options.scenarios = scenarios[args->scenario];
@@ -110,14 +110,33 @@ static int check_arguments(bench_work *w, const string_list *pets)
 static dm_status check_folder(const char *json, dm_error *err)
 {
     char folder[4096];
+    struct stat there;
     const char *slash = strrchr(json, '/');
     int length = slash ? (int)(slash - json) + 1 : 1;
     snprintf(folder, sizeof folder, "%.*s", length, slash ? json : ".");
-    if (access(folder, W_OK) == 0)
+    bool is_folder = stat(json, &there) == 0 && S_ISDIR(there.st_mode);
+    if (!is_folder && access(folder, W_OK) == 0)
         return DM_OK;
     err->status = DM_ERROR_IO;
     snprintf(err->where, sizeof err->where, "%s", json);
-    snprintf(err->what, sizeof err->what, "cannot be written: %s", strerror(errno));
+    snprintf(err->what, sizeof err->what, "cannot be written: %s",
+             strerror(is_folder ? EISDIR : errno));
+    snprintf(err->remedy, sizeof err->remedy, "name another file with --json");
+    return err->status;
+}
+
+/* Nor those that no argument names: the model that is used by default, the PET's sidecar. */
+static dm_status check_inputs_stay(const char *json, const char *model, const char *sidecar,
+                                   dm_error *err)
+{
+    const char *what = same_file(json, model)     ? "the model"
+                       : same_file(json, sidecar) ? "the PET's sidecar"
+                                                  : NULL;
+    if (!is_file(json) || !what)
+        return DM_OK;
+    err->status = DM_ERROR_VALUE;
+    snprintf(err->where, sizeof err->where, "%s", json);
+    snprintf(err->what, sizeof err->what, "this report would overwrite %s", what);
     snprintf(err->remedy, sizeof err->remedy, "name another file with --json");
     return err->status;
 }
@@ -140,6 +159,8 @@ static dm_status load(bench_work *w, dm_error *err)
         if (status == DM_OK)
             status = pet_args_apply(&w->args->pet, &w->info, err);
     }
+    if (status == DM_OK)
+        status = check_inputs_stay(w->args->json, path, w->info.sidecar, err);
     return status;
 }
 

@@ -29,7 +29,7 @@ static const option_spec inspect_options[] = {
     {"precision", 0, OPTION_CHOICE, FIELD(precision), "float32|bf16|fp16|tf32", "plan for this precision (default float32)", 0, 0, NULL},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "print JSON", 0, 0, NULL},
     {"plan", 0, OPTION_CHOICE, FIELD(plan), "cpu|cuda", "cuda: with what each operation of a GPU moves and computes", 0, 0, "What a GPU would do (with a build for CUDA; no GPU is needed)"},
-    {"batch", 0, OPTION_COUNT, FIELD(batch), "N", "windows per call of the network (default: as predict chooses)", 1, 4096, NULL},
+    {"batch", 0, OPTION_COUNT, FIELD(batch), "N", "windows per call of the network (default: as predict chooses)", 1, 1024, NULL},
     {"windows", 0, OPTION_NUMBER, FIELD(windows), "N", "windows of the volume (default: of 200x200x450 voxels)", 1, 1e15, NULL},
     {"convolutions", 0, OPTION_CHOICE, FIELD(convolutions), "auto|library|own", "who computes convolutions (default auto)", 0, 0, NULL},
     {"device-properties", 0, OPTION_FILE, FIELD(device_properties), "FILE.json", "of the GPU, as cuDNN writes them (default: the one here, else an H100)", 0, 0, NULL},

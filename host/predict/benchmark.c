@@ -251,7 +251,7 @@ static dm_status tune(benchmark *b, dm_error *err)
     if (!b->options.tune)
         return DM_OK;
     if (!engine->tune)
-        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "leave it out, or use --device cuda",
+        return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "leave --tune out, or use --device cuda",
                          "there is nothing to tune on the device '%s'", engine->name);
     /* What is found holds for one size of batches: that of this volume. */
     unsigned batch = engine->batch ? engine->batch(b->p->state, b->volume.tiles.count) : 1;

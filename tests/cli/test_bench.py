@@ -306,6 +306,21 @@ def test_inputs_are_not_overwritten(pet: Path, tiny: Path) -> None:
         assert file.read_bytes() == content
 
 
+def test_inputs_that_no_argument_names_are_not_overwritten(pet: Path, tiny: Path) -> None:
+    sidecar = pet.with_name("sub-1_pet.json")
+    sidecar.write_text("{}")
+    for file in (sidecar, tiny):
+        content = file.read_bytes()
+        result = dosemap("bench", pet, *SUV_78, "--json", file, env={"DOSEMAP_MODEL": str(tiny)})
+        assert result.returncode == 1 and f"{file}: this report would overwrite" in result.stderr
+        assert file.read_bytes() == content
+
+
+def test_a_report_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    result = dosemap("bench", *TINY, "--json", tmp_path)
+    assert result.returncode == 1 and "cannot be written: Is a directory" in result.stderr
+
+
 def test_voxels_that_are_not_finite(pet: Path) -> None:
     image = nib.load(pet)
     data = np.asarray(image.dataobj).copy()

@@ -118,7 +118,7 @@ def test_refusals() -> None:
                           ("--device-properties", "x.json")):  # fmt: skip
         result = dosemap("inspect", MODEL, option, value)
         assert result.returncode == 2 and "--plan cuda" in result.stderr, result.stderr
-    for option, value in (("--batch", 0), ("--batch", 4097), ("--windows", 1.5),
+    for option, value in (("--batch", 0), ("--batch", 1025), ("--windows", 1.5),
                           ("--windows", "nan"), ("--convolutions", "any")):  # fmt: skip
         assert inspect(option, value).returncode == 2, option
     result = inspect("--tile", 20)
