@@ -89,6 +89,8 @@ static int check_arguments(bench_work *w, const string_list *pets)
     if (pets->count == 1 && args->size)
         return usage_error(&command_bench, "--size is for a PET that is made, not for %s",
                            pets->items[0]);
+    if (args->json && !*args->json)
+        return usage_error(&command_bench, "--json wants a file or -, not ''");
     if (is_file(args->json) && (same_file(args->json, args->model) ||
                                 (pets->count == 1 && same_file(args->json, pets->items[0]))))
         return usage_error(&command_bench, "--json %s would overwrite an input", args->json);

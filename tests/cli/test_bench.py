@@ -270,6 +270,7 @@ def test_quiet() -> None:
         (("--output", "o.nii"), "output"),
         (("a.nii", "b.nii"), "one PET"),
         (("a.nii", "--size", "20"), "--size is for a PET that is made"),
+        (("--json", ""), "--json wants a file"),
     ],
 )
 def test_usage_errors(arguments: tuple[str, ...], message: str) -> None:
