@@ -492,12 +492,12 @@ def test_tuning(tmp_path: Path, small_pet: Path, out: Path) -> None:
     assert report["file"] == str(file) and report["batch"] == 2
     for layer in report["layers"]:
         timed = [way["seconds"] for way in layer.get("tried", []) if "seconds" in way]
-        assert "same_as" in layer or layer["seconds"] == min(timed), layer
+        assert "same_as" in layer or layer["seconds"] <= 1.03 * min(timed), layer
     command = ("predict", small_pet, *SUV_78, *options, "-o", out)
     assert dosemap(*command, env=env).returncode == 0
     sidecar, tuned = provenance(out.with_name("out.json")), out.read_bytes()
     assert sidecar["Tuning"] == {"File": str(file), "XXH64": report["xxh64"]}
-    assert sidecar["Device"].endswith(", tuned") and sidecar["Options"]["Convolutions"] == "auto"
+    assert ", tuned (" in sidecar["Device"] and sidecar["Options"]["Convolutions"] == "auto"
     assert dosemap(*command, env=env).returncode == 0
     assert out.read_bytes() == tuned
     file.write_bytes(file.read_bytes()[:-1])

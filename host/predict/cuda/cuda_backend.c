@@ -193,13 +193,18 @@ static dm_status open_library(cuda_state *s, dm_error *err)
 void cuda_state_describe(cuda_state *s)
 {
     const char *rejected = s->plans ? library_plans_rejections(s->plans) : "";
-    const char *joined = !s->network || !s->plans ? ""
-                         : s->tuning              ? ", tuned"
-                         : s->network_compiled    ? ", joined"
-                                                  : ", not joined";
     const char *untuned = s->tuning_problem, *alone = s->graph_problem;
     const char *wrong = s->network ? device_network_rejections(s->network) : "";
-    char several[32] = "";
+    char several[32] = "", tuned[64] = "";
+    unsigned chosen, all;
+    if (s->network && s->tuning) {
+        device_network_tuned(s->network, &chosen, &all);
+        snprintf(tuned, sizeof tuned, ", tuned (%u of %u convolutions)", chosen, all);
+    }
+    const char *joined = !s->network || !s->plans ? ""
+                         : s->tuning              ? tuned
+                         : s->network_compiled    ? ", joined"
+                                                  : ", not joined";
     if (s->n_peers > 0)
         snprintf(several, sizeof several, "%zu x ", 1 + s->n_peers);
     snprintf(s->description, sizeof s->description, "%s%s; %s%s%s%s%s%s%s%s%s%s", several,

@@ -336,7 +336,7 @@ static dm_status measure_batch(cuda_state *s, const measure_request *q, unsigned
     if (status == DM_OK && q->runs > 0)
         status = time_runs(&m, result, err);
     if (status == DM_OK && q->layers)
-        status = cuda_layers(s->network, &m.ends, s->stream, batch, q, result, err);
+        status = cuda_layers(s->network, &m.ends, m.graph, s->stream, batch, q, result, err);
     if (status == DM_OK)
         status = check_faults(&m, err);
     if (status == DM_OK)

@@ -271,6 +271,8 @@ dm_status convolution_choose(device_network *net, device_op *op, const device_te
 {
     bool chosen;
     dm_status status = choose_tuned(net, op, in, out, samples, links, &chosen, err);
+    net->n_convolutions++;
+    net->n_tuned += chosen;
     if (status != DM_OK || chosen || convolution_use_own(net, op, in, out, links, WAY_FIRST))
         return status;
     bool own = choose_own(net, op, in, out, links);

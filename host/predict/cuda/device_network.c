@@ -203,6 +203,12 @@ const char *device_network_way(const device_network *net, size_t step)
     return "part of a gate";
 }
 
+void device_network_tuned(const device_network *net, unsigned *tuned, unsigned *convolutions)
+{
+    *tuned = net->n_tuned;
+    *convolutions = net->n_convolutions;
+}
+
 const char *device_network_rejections(const device_network *net)
 {
     return net->halo ? "" : "kernel_convolution_halo, which computes wrongly on this device";

@@ -81,6 +81,8 @@ size_t device_network_bytes(const device_network *network);
 /* How an operation of the plan is run: "library: ...", "kernel_convolution", ... ; for tests and
  * benchmarks. */
 const char *device_network_way(const device_network *network, size_t step);
+/* Convolutions, and how many of them are computed as the tuning file says. */
+void device_network_tuned(const device_network *network, unsigned *tuned, unsigned *convolutions);
 /* Kernels of ours that are not used, because they computed wrongly; "" if all are right. */
 const char *device_network_rejections(const device_network *network);
 /* The step of the plan that operation `op` ends with; NULL behind the last operation. */

@@ -73,7 +73,8 @@ struct device_network {
     unsigned char *arena, *scratch;
     size_t scratch_bytes;
     check_memory check;
-    bool halo; /* convolution_halo.cu may be used */
+    bool halo;                        /* convolution_halo.cu may be used */
+    unsigned n_convolutions, n_tuned; /* those whose way the tuning file decided */
 };
 
 /* ---- Shared --------------------------------------------------------------------------------- */
