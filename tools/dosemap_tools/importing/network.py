@@ -22,7 +22,7 @@ UNITS = {
 }
 
 
-class ImportFault(ValueError):
+class NetworkImportError(ValueError):
     """A source cannot be imported.
 
     what: what is wrong, with the value that was found. where: the file, and the node in it.
