@@ -12,14 +12,25 @@
 #include "predict/tiling.h"
 #include "volume/orientation.h"
 
+#define PREDICT_MAX_CHANNELS 4
+
+/* One channel of the network's input tensor. */
+typedef struct predict_channel {
+    const dm_volume *volume; /* on the PET's grid */
+    float factor;            /* stored value -> the channel's quantity */
+    const intensity_transform *intensity;
+} predict_channel;
+
 typedef struct predict_job {
-    const dm_volume *pet;
+    const dm_volume *pet; /* its grid is that of all channels; whom messages speak of */
     bool nan_to_zero;
-    float input_factor; /* stored value -> the network's input quantity */
+    size_t n_channels; /* of the plan's input */
+    predict_channel channels[PREDICT_MAX_CHANNELS];
+    size_t pet_channel; /* that tells air */
     const grid_map *map;
     const tiling *tiling;
-    const intensity_transform *input_intensity, *output_intensity;
-    float skip_air;      /* in the input quantity; -INFINITY: off */
+    const intensity_transform *output_intensity;
+    float skip_air;      /* in the PET channel's quantity; -INFINITY: off */
     float output_factor; /* Gy/GBq -> what the map holds */
     unsigned batch;
     const dm_labels *labels; /* may be NULL */

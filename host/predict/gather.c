@@ -50,7 +50,7 @@ static float scale_values(const predict_job *job, float *v, size_t n)
     float largest = -INFINITY;
     for (size_t i = 0; i < n; i++) {
         bool taken = !job->nan_to_zero || isfinite(v[i]);
-        float q = taken ? v[i] * job->input_factor : 0;
+        float q = taken ? v[i] * job->channels[0].factor : 0;
         v[i] = q;
         largest = q > largest ? q : largest;
     }
@@ -82,7 +82,7 @@ gather_result gather_window(const gather *g, size_t w, float *scratch, void *inp
         resample_box(g->table, &g->source, start, &box, job->nan_to_zero, scratch + tile);
     if (scale_values(job, scratch, inside) < job->skip_air)
         return GATHER_AIR;
-    intensity_apply(job->input_intensity, scratch, inside);
+    intensity_apply(job->channels[0].intensity, scratch, inside);
     for (size_t i = 0; i < inside; i++) {
         if (!isfinite(scratch[i])) {
             const size_t voxel[3] = {start[0] + i % size[0], start[1] + i / size[0] % size[1],

@@ -26,7 +26,8 @@ dm_status job_bad_input(const predict_job *job, const size_t stored[3], dm_error
         "check the PET's values and units; negative values do not fit this model",
         "the model's intensity transform has no finite value for voxel (%zu, %zu, %zu), "
         "%g as stored, %g in the input quantity",
-        stored[0], stored[1], stored[2], (double)value, (double)(value * job->input_factor));
+        stored[0], stored[1], stored[2], (double)value,
+        (double)(value * job->channels[job->pet_channel].factor));
 }
 
 dm_status job_not_finite(const predict_job *job, const size_t model[3], const char *what,

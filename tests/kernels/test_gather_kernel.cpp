@@ -39,10 +39,10 @@ struct gather_bench {
         memset(&job, 0, sizeof job);
         job.pet = &volume;
         job.nan_to_zero = c.nan_to_zero;
-        job.input_factor = 0.37f;
+        job.n_channels = 1;
+        job.channels[0] = {&volume, 0.37f, &c.intensity};
         job.map = &map;
         job.tiling = &tiles;
-        job.input_intensity = &c.intensity;
         job.output_intensity = &identity;
         job.skip_air = -INFINITY;
         CHECK(gather_make(&job, ELEMENT_F32, &cpu, NULL) == DM_OK);
@@ -100,8 +100,8 @@ struct device_gather_copy {
         for (int a = 0; a < 3; a++)
             view.table[a] = tables.view[a];
         view.nan_to_zero = b.job.nan_to_zero;
-        view.factor = b.job.input_factor;
-        view.intensity = *b.job.input_intensity;
+        view.factor = b.job.channels[0].factor;
+        view.intensity = *b.job.channels[0].intensity;
         view.tiling = tiles.view;
     }
 };

@@ -262,8 +262,8 @@ dm_status device_job_prepare(device_job *d, dm_error *err)
     d->pet_axis = job->map->axis[2].source_axis;
     d->gather.exact = job->map->exact;
     d->gather.nan_to_zero = job->nan_to_zero;
-    d->gather.factor = job->input_factor;
-    d->gather.intensity = *job->input_intensity;
+    d->gather.factor = job->channels[0].factor;
+    d->gather.intensity = *job->channels[0].intensity;
     dm_status status = cuda_state_network(d->state, job, d->batch, err);
     if (status == DM_OK)
         status = device_transfer_create(d->state->stream, dm_grid_voxels(&job->pet->grid),

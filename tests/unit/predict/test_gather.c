@@ -38,13 +38,14 @@ static void bench_open(bench *b, const dm_grid *grid, float *data, const double 
     assert_int_equal(grid_map_make(grid, "RAS", voxel_mm, &b->map, NULL), DM_OK);
     assert_int_equal(tiling_make(b->map.dim, tile, overlap, DM_BLEND_CONSTANT, &b->tiling, NULL),
                      DM_OK);
-    b->job = (predict_job){.pet = &b->volume,
-                           .input_factor = 1,
-                           .map = &b->map,
-                           .tiling = &b->tiling,
-                           .input_intensity = &identity,
-                           .output_intensity = &identity,
-                           .skip_air = -INFINITY};
+    b->job =
+        (predict_job){.pet = &b->volume,
+                      .n_channels = 1,
+                      .channels = {{.volume = &b->volume, .factor = 1, .intensity = &identity}},
+                      .map = &b->map,
+                      .tiling = &b->tiling,
+                      .output_intensity = &identity,
+                      .skip_air = -INFINITY};
     assert_int_equal(gather_make(&b->job, type, &b->gather, NULL), DM_OK);
     b->tile = tile[0] * tile[1] * tile[2];
     b->scratch = malloc(b->gather.scratch * sizeof *b->scratch);
@@ -356,8 +357,8 @@ static void test_factor_then_intensity_then_padding(void **state)
     size_t bad[3];
     bench b;
     bench_open(&b, &grid, data, NULL, tile, 0, ELEMENT_F32);
-    b.job.input_factor = 2;
-    b.job.input_intensity = &t;
+    b.job.channels[0].factor = 2;
+    b.job.channels[0].intensity = &t;
     assert_int_equal(bench_window(&b, 0, bad), GATHER_FILLED);
     assert_true(arrays_close(b.input, 64, expected, 64, 0, 1e-6));
     bench_close(&b);
@@ -376,7 +377,7 @@ static void test_air(void **state)
         bench b;
         bench_open(&b, &grid, data, resampled ? (const double[]){1, 1, 0.5} : NULL, tile, 0,
                    ELEMENT_F32);
-        b.job.input_factor = 2; /* the threshold is in the input quantity: 0.2 and 1.0 */
+        b.job.channels[0].factor = 2; /* the threshold is in the input quantity: 0.2 and 1.0 */
         b.job.skip_air = 0.25f;
         assert_int_equal(bench_window(&b, 0, bad), GATHER_AIR);
         assert_int_equal(bench_window(&b, 1, bad), GATHER_FILLED);
@@ -403,7 +404,7 @@ static void test_not_finite(void **state)
         size_t bad[3] = {99, 99, 99};
         bench b;
         bench_open(&b, &grid, data, NULL, tile, 0, ELEMENT_F32);
-        b.job.input_intensity = &root;
+        b.job.channels[0].intensity = &root;
         data[at] = -4;
         assert_int_equal(bench_window(&b, 0, bad), GATHER_NOT_FINITE);
         assert_memory_equal(bad, ijk, sizeof bad);
@@ -417,7 +418,7 @@ static void test_not_finite(void **state)
             sum += ((float *)b.input)[i];
         assert_true(sum == 119);
         data[at] = 3e38f; /* finite, but not times the factor: not hidden by nan_to_zero */
-        b.job.input_factor = 10;
+        b.job.channels[0].factor = 10;
         assert_int_equal(bench_window(&b, 0, bad), GATHER_NOT_FINITE);
         bench_close(&b);
     }
