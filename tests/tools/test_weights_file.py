@@ -2,6 +2,7 @@
 """The weights file: written, read back, and refused where it is damaged. numpy only."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,38 @@ def test_bytes_depend_on_content_only():
     header = json.loads(first[8 : 8 + length])
     assert [k for k in header if k != "__metadata__"] == ["a", "b", "c.one"]
     assert header["b"] == {"dtype": "F32", "shape": [1, 2, 3, 4, 1], "data_offsets": [4, 100]}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".safetensors.zst"])
+def test_rewrite_changes_the_card_alone(tmp_path, suffix):
+    first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    for path in (first, second):
+        weights_file.write(path, GRAPH, CARD, {"made_by": "test"}, TENSORS)
+    assert first.read_bytes() == second.read_bytes()
+    weights_file.rewrite(first, second, CARD | {"more": "x" * 100}, {"made_by": "again"})
+    read, before = weights_file.read(second), weights_file.read(first)
+    assert (read.card, read.provenance) == (CARD | {"more": "x" * 100}, {"made_by": "again"})
+    assert (read.graph, read.xxh64, read.dtype) == (before.graph, before.xxh64, before.dtype)
+    for name, values in before.tensors.items():
+        assert read.tensors[name].tobytes() == values.tobytes()
+    weights_file.rewrite(second, second, CARD, {"made_by": "test"})
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_writing_holds_one_tensor_at_a_time(tmp_path):
+    """Tensors that are made when they are asked for never lie in memory together."""
+
+    class Lazy(dict):
+        def __getitem__(self, name):
+            return np.full((1 << 20,), float(name), np.float32)
+
+    tensors = Lazy({str(i): None for i in range(24)})
+    tracemalloc.start()
+    weights_file.write(tmp_path / "w.safetensors.zst", GRAPH, CARD, {}, tensors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 4 << 20 <= peak < 16 << 20
+    assert weights_file.read(tmp_path / "w.safetensors.zst").tensors["7"][-1] == 7.0
 
 
 def test_bf16_rounds_to_nearest_even():
