@@ -150,7 +150,8 @@ typedef enum dm_quantity {
         1, /* SUV normalised to 78.7 kg: Bq/mL / injected Bq * 78700 g; what dose scales with */
     DM_QUANTITY_SUV = 2,
     DM_QUANTITY_HU = 3,
-    DM_QUANTITY_DOSE_PER_ACTIVITY = 4 /* Gy per GBq administered */
+    DM_QUANTITY_DOSE_PER_ACTIVITY = 4, /* Gy per GBq administered */
+    DM_QUANTITY_OTHER = 5              /* anything else, in a unit of its own; not for prediction */
 } dm_quantity;
 
 #define DM_REFERENCE_WEIGHT_KG 78.7

@@ -48,6 +48,8 @@ const char *quantity_name(dm_quantity quantity)
         return "hu";
     case DM_QUANTITY_DOSE_PER_ACTIVITY:
         return "dose_per_activity";
+    case DM_QUANTITY_OTHER:
+        return "other";
     case DM_QUANTITY_UNKNOWN:
         break;
     }

@@ -97,6 +97,7 @@ typedef struct graph_port {
     char *unit;
     size_t channels;
     intensity_transform intensity; /* inputs: quantity -> network; outputs: network -> quantity */
+    bool voxelwise;                /* it has the inputs' spatial size; a dose map needs it */
 } graph_port;
 
 typedef struct graph {
@@ -115,7 +116,7 @@ typedef struct graph {
     graph_port *inputs, *outputs;
     size_t total_stride[3];   /* z, y, x: a tile must be a multiple of it */
     bool per_tile_statistics; /* Instance- or GroupNormalization, GlobalAveragePool */
-    bool voxelwise;           /* every output has the inputs' spatial size; prediction needs it */
+    bool voxelwise;           /* every output has the inputs' spatial size */
 } graph;
 
 struct dm_model {
@@ -146,6 +147,15 @@ bool node_output_size(const graph_node *node, const size_t in[3], size_t out[3],
  * tile. */
 bool graph_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], char *reason,
                  size_t reason_size);
+
+/* Index of the one output that is a dose per activity; -1 where there is none, or several. */
+int graph_dose_output(const graph *g);
+
+/* Channels of all inputs together. */
+size_t graph_input_channels(const graph *g);
+
+/* Which values `value` is computed from, itself included: needed[n_values]. */
+void graph_needed(const graph *g, int value, bool *needed);
 
 /* Slice along one axis of `size`: index of the first element and how many; false if it is empty. */
 bool slice_resolve(int begin, int end, int step, size_t size, size_t *first, size_t *count);

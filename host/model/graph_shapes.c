@@ -177,10 +177,11 @@ bool graph_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], char 
     return true;
 }
 
-static bool outputs_like(const graph *g, const size_t tile[3], size_t (*sizes)[3])
+/* Those that are voxelwise for the patch. */
+static bool outputs_stay(const graph *g, const size_t tile[3], size_t (*sizes)[3])
 {
     for (size_t i = 0; i < g->n_outputs; i++)
-        if (memcmp(sizes[g->outputs[i].value], tile, 3 * sizeof *tile))
+        if (g->outputs[i].voxelwise && memcmp(sizes[g->outputs[i].value], tile, 3 * sizeof *tile))
             return false;
     return true;
 }
@@ -193,11 +194,30 @@ static bool step_works(const graph *g, const size_t patch[3], size_t axis, size_
     for (size_t more = step; more <= patch[axis]; more += step) {
         size_t tile[3] = {patch[0], patch[1], patch[2]};
         tile[axis] += more;
-        if (!graph_sizes(g, tile, sizes, NULL, 0) ||
-            (g->voxelwise && !outputs_like(g, tile, sizes)))
+        if (!graph_sizes(g, tile, sizes, NULL, 0) || !outputs_stay(g, tile, sizes))
             return false;
     }
     return true;
+}
+
+/* Of the dose map's nodes; of a network that makes none, of all. */
+static dm_status find_statistics(graph_context *c)
+{
+    graph *g = c->g;
+    int dose = graph_dose_output(g);
+    bool *needed = array_alloc(g->n_values, sizeof *needed);
+    if (!needed)
+        return error_memory(c->err, g->n_values * sizeof *needed, "the graph");
+    if (dose >= 0)
+        graph_needed(g, g->outputs[dose].value, needed);
+    for (size_t n = 0; n < g->n_nodes; n++) {
+        const graph_node *node = &g->nodes[n];
+        bool whole = node->op == OP_INSTANCE_NORM || node->op == OP_GROUP_NORM ||
+                     node->op == OP_GLOBAL_AVERAGE_POOL;
+        g->per_tile_statistics |= whole && (dose < 0 || needed[node->output]);
+    }
+    free(needed);
+    return DM_OK;
 }
 
 dm_status infer_shapes(graph_context *c)
@@ -215,7 +235,12 @@ dm_status infer_shapes(graph_context *c)
                              g->patch[0], g->patch[1], g->patch[2], reason);
         goto done;
     }
-    g->voxelwise = outputs_like(g, patch, sizes);
+    g->voxelwise = true;
+    for (size_t i = 0; i < g->n_outputs; i++) {
+        graph_port *port = &g->outputs[i];
+        port->voxelwise = !memcmp(sizes[port->value], patch, sizeof patch);
+        g->voxelwise &= port->voxelwise;
+    }
     for (size_t axis = 0; axis < 3; axis++) {
         size_t step = 1;
         while (step < patch[axis] &&
@@ -223,10 +248,7 @@ dm_status infer_shapes(graph_context *c)
             step++;
         g->total_stride[axis] = step;
     }
-    for (size_t n = 0; n < g->n_nodes; n++)
-        g->per_tile_statistics |= g->nodes[n].op == OP_INSTANCE_NORM ||
-                                  g->nodes[n].op == OP_GROUP_NORM ||
-                                  g->nodes[n].op == OP_GLOBAL_AVERAGE_POOL;
+    status = find_statistics(c);
 done:
     free(sizes);
     return status;

@@ -80,6 +80,8 @@ typedef struct plan_options {
     bool conv_writes_views; /* ... and write one; otherwise a STEP_COPY follows */
     bool optimise;          /* false: one step per node, no folding, joining or aliasing: the
                                reference against which the plan is tested */
+    size_t output;          /* which of the graph's outputs; nodes that it does not need are left
+                               out */
 } plan_options;
 
 typedef struct plan {
@@ -89,7 +91,8 @@ typedef struct plan {
     plan_tensor *tensors;
     size_t n_steps;
     plan_step *steps;
-    int input, output;  /* tensors; both dense (pitch == channels) */
+    int input, output;  /* tensors; both dense (pitch == channels). Of several inputs, the channels
+                           of all lie side by side in `input`, in the order of the ports */
     size_t arena_bytes; /* per sample; a multiple of 64 */
     double flops, useful_flops, bytes, weight_bytes;
     float **owned; /* folded weights and constants */
@@ -106,8 +109,7 @@ void plan_options_cpu(plan_options *options);
 bool conv_is_voxelwise(const graph_node *node);
 
 /* The graph must outlive the plan. Errors: VALUE if the tile does not fit the network,
- * UNSUPPORTED for several inputs or outputs and for operands broadcast along some spatial axes
- * only. */
+ * UNSUPPORTED for operands broadcast along some spatial axes only. */
 dm_status plan_build(const graph *g, const plan_options *options, plan **out, dm_error *err);
 void plan_free(plan *p);
 

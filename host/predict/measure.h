@@ -8,9 +8,11 @@
 /* The network alone on windows that lie ready where it runs: neither cutting out nor stitching, no
  * copies to or from a device. Rounding the input to the network's element type is part of it. */
 typedef struct measure_request {
-    const float *windows; /* [n_windows] dense (z, y, x), as the network takes them */
+    const float *windows; /* [n_windows] dense (z, y, x, C) of the plan's input tensor, as the
+                             network takes them */
     size_t n_windows;     /* at least 1; where more are run they repeat */
-    float *outputs;       /* [n_windows] what the network gives for them; NULL: nobody asks */
+    float *outputs;       /* [n_windows] dense (z, y, x, C) of the plan's output tensor, whose size
+                             may be another; NULL: nobody asks */
     size_t job_windows;   /* of the volume: batch and plans are those of such a job */
     unsigned batch;       /* windows per call; 0: as for the volume */
     double run_seconds;   /* that a run lasts at least, by as many calls as it takes; 0: one call */
