@@ -19,6 +19,7 @@ typedef struct inspect_args {
     int convolutions;
     const char *device_properties;
     bool json;
+    bool compare;
 } inspect_args;
 
 #define FIELD(name) offsetof(inspect_args, name)
@@ -28,6 +29,7 @@ static const option_spec inspect_options[] = {
     {"tile", 0, OPTION_STRING, FIELD(tile), "N|X,Y,Z", "plan for this tile (default: the training patch)", 0, 0, NULL},
     {"precision", 0, OPTION_CHOICE, FIELD(precision), "float32|bf16|fp16|tf32", "plan for this precision (default float32)", 0, 0, NULL},
     {"json", 0, OPTION_FLAG, FIELD(json), NULL, "print JSON", 0, 0, NULL},
+    {"compare", 0, OPTION_FLAG, FIELD(compare), NULL, "what differs between two weights files", 0, 0, NULL},
     {"plan", 0, OPTION_CHOICE, FIELD(plan), "cpu|cuda", "cuda: with what each operation of a GPU moves and computes", 0, 0, "What a GPU would do (with a build for CUDA; no GPU is needed)"},
     {"batch", 0, OPTION_COUNT, FIELD(batch), "N", "windows per call of the network (default: as predict chooses)", 1, 1024, NULL},
     {"windows", 0, OPTION_NUMBER, FIELD(windows), "N", "windows of the volume (default: of 200x200x450 voxels)", 1, 1e15, NULL},
@@ -39,7 +41,7 @@ static const option_spec inspect_options[] = {
 static int run(int argc, char **argv);
 
 const command command_inspect = {"inspect",
-                                 "[FILE] [options]",
+                                 "[FILE] [options] | --compare A B",
                                  "card, graph, plan and cost of a weights file",
                                  "Without FILE the default weights are shown.",
                                  inspect_options,
@@ -89,9 +91,35 @@ static int inspect(const char *path, const inspect_args *args, const size_t tile
     return status == DM_OK ? EXIT_DONE : EXIT_FAILED;
 }
 
+static int compare(const string_list *files, const inspect_args *args)
+{
+    dm_model *model[2] = {NULL, NULL};
+    char *text = NULL;
+    dm_error err = {0};
+    dm_status status = dm_model_load(files->items[0], &model[0], &err);
+    if (status == DM_OK)
+        status = dm_model_load(files->items[1], &model[1], &err);
+    if (status == DM_OK)
+        status = dm_model_compare(model[0], model[1], args->json, NULL, &text, &err);
+    if (status == DM_OK)
+        fputs(text, stdout);
+    else
+        terminal_error(&err);
+    dm_string_free(text);
+    dm_model_free(model[0]);
+    dm_model_free(model[1]);
+    return status == DM_OK ? EXIT_DONE : EXIT_FAILED;
+}
+
 static int check_arguments(const inspect_args *args, const string_list *files, size_t tile[3])
 {
-    if (files->count > 1)
+    if (args->compare && files->count != 2)
+        return usage_error(&command_inspect, "--compare wants two weights files, not %zu",
+                           files->count);
+    if (args->compare && (args->tile || args->precision || args->plan))
+        return usage_error(&command_inspect, "--compare looks at files, not at plans: it goes with "
+                                             "--json only");
+    if (!args->compare && files->count > 1)
         return usage_error(&command_inspect, "one weights file is wanted, not %zu", files->count);
     if (args->tile && !parse_edges(args->tile, tile))
         return usage_error(&command_inspect, "--tile wants N or X,Y,Z, not '%s'", args->tile);
@@ -112,7 +140,9 @@ static int run(int argc, char **argv)
     int status = options_parse(&command_inspect, argc, argv, &args, &files);
     if (status < 0)
         status = check_arguments(&args, &files, tile);
-    if (status < 0)
+    if (status < 0 && args.compare)
+        status = compare(&files, &args);
+    else if (status < 0)
         status = inspect(files.count ? files.items[0] : NULL, &args, tile);
     free(files.items);
     return status;

@@ -360,6 +360,13 @@ DM_API void dm_describe_options_init(dm_describe_options *options);
 DM_API dm_status dm_model_describe(const dm_model *model, const dm_describe_options *options,
                                    char **text, dm_error *err);
 
+/* What differs between two weights files: card, provenance, graph, and for each weight by how much
+ * (relative L2 of b - a, largest difference), as JSON or as text for people. Names of operations
+ * and weights do not count where both graphs have the same operators in the same order. same (may
+ * be NULL): card, graph and weights are alike. Errors: MEMORY. */
+DM_API dm_status dm_model_compare(const dm_model *a, const dm_model *b, bool as_json, bool *same,
+                                  char **text, dm_error *err);
+
 /* ---- Prediction ----------------------------------------------------------------------------- */
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
