@@ -101,16 +101,16 @@ static dm_status make_windows(benchmark *b, dm_error *err)
     const tiling *t = &b->volume.tiles;
     predict_job job = b->volume.job;
     gather g = {0};
-    size_t bytes, most, bad[3];
+    size_t most, channel, bad[3];
     b->voxels = t->tile[0] * t->tile[1] * t->tile[2];
-    most = WINDOW_BYTES / (b->voxels * sizeof(float));
+    const size_t floats = b->voxels * job.n_channels;
+    most = WINDOW_BYTES / (floats * sizeof(float));
     most = most < 1 ? 1 : most > WINDOWS ? WINDOWS : most;
     b->n_windows = t->count < most ? t->count : most;
-    bytes = b->voxels * sizeof(float);
-    b->windows = array_zero(b->n_windows, bytes);
-    b->outputs = array_zero(b->n_windows, bytes);
+    b->windows = array_zero(b->n_windows, floats * sizeof(float));
+    b->outputs = array_zero(b->n_windows, b->voxels * sizeof(float));
     if (!b->windows || !b->outputs)
-        return error_memory(err, 2 * b->n_windows * bytes, "windows");
+        return error_memory(err, b->n_windows * (floats + b->voxels) * sizeof(float), "windows");
     job.skip_air = -INFINITY;
     dm_status status = gather_make(&job, ELEMENT_F32, &g, err);
     float *scratch = status == DM_OK ? array_alloc(g.scratch, sizeof *scratch) : NULL;
@@ -118,8 +118,8 @@ static dm_status make_windows(benchmark *b, dm_error *err)
         status = error_memory(err, g.scratch * sizeof *scratch, "windows");
     for (size_t i = 0; i < b->n_windows && status == DM_OK; i++)
         if (gather_window(&g, (2 * i + 1) * t->count / (2 * b->n_windows), scratch,
-                          b->windows + i * b->voxels, bad) == GATHER_NOT_FINITE)
-            status = job_bad_input(&job, bad, err);
+                          b->windows + i * floats, &channel, bad) == GATHER_NOT_FINITE)
+            status = job_bad_input(&job, channel, bad, err);
     free(scratch);
     gather_clear(&g);
     return status;

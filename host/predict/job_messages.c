@@ -16,18 +16,24 @@ dm_status job_report(const predict_job *job, double share, const char *stage, dm
     return DM_OK;
 }
 
-dm_status job_bad_input(const predict_job *job, const size_t stored[3], dm_error *err)
+dm_status job_bad_input(const predict_job *job, size_t channel, const size_t stored[3],
+                        dm_error *err)
 {
-    const dm_volume *pet = job->pet;
-    const size_t *dim = pet->grid.dim;
-    float value = pet->data[stored[0] + dim[0] * (stored[1] + dim[1] * stored[2])];
+    const predict_channel *image = &job->channels[channel];
+    const size_t *dim = job->pet->grid.dim;
+    float value = image->volume->data[stored[0] + dim[0] * (stored[1] + dim[1] * stored[2])];
+    if (channel != job->pet_channel)
+        return error_set(err, DM_ERROR_VALUE, NULL,
+                         "check the CT's values and units: the model wants Hounsfield units",
+                         "the model's intensity transform has no finite value for voxel (%zu, %zu, "
+                         "%zu) of the CT on the PET's grid, %g",
+                         stored[0], stored[1], stored[2], (double)value);
     return error_set(
         err, DM_ERROR_VALUE, NULL,
         "check the PET's values and units; negative values do not fit this model",
         "the model's intensity transform has no finite value for voxel (%zu, %zu, %zu), "
         "%g as stored, %g in the input quantity",
-        stored[0], stored[1], stored[2], (double)value,
-        (double)(value * job->channels[job->pet_channel].factor));
+        stored[0], stored[1], stored[2], (double)value, (double)(value * image->factor));
 }
 
 dm_status job_not_finite(const predict_job *job, const size_t model[3], const char *what,

@@ -11,8 +11,9 @@
 /* DM_CANCELLED if the caller asks to stop. */
 dm_status job_report(const predict_job *job, double share, const char *stage, dm_error *err);
 
-/* A voxel of the PET for which the model's intensity transform has no finite value. */
-dm_status job_bad_input(const predict_job *job, const size_t stored[3], dm_error *err);
+/* A voxel of a channel's image for which the model's intensity transform has no finite value. */
+dm_status job_bad_input(const predict_job *job, size_t channel, const size_t stored[3],
+                        dm_error *err);
 
 /* A voxel of the model's grid at which `what` is not finite. */
 dm_status job_not_finite(const predict_job *job, const size_t model[3], const char *what,

@@ -59,7 +59,8 @@ struct gather_bench {
     {
         std::vector<float> scratch(cpu.scratch);
         input.assign(voxels_of(tiles.tile), NAN);
-        return gather_window(&cpu, w, scratch.data(), input.data(), bad);
+        size_t channel;
+        return gather_window(&cpu, w, scratch.data(), input.data(), &channel, bad);
     }
     // Source voxels, along the model's axes, that the part of a window inside the volume uses.
     void source_box(size_t w, size_t begin[3], size_t dim[3]) const
@@ -91,9 +92,9 @@ struct device_gather_copy {
     device_gather view;
 
     device_gather_copy(const gather_bench &b, const size_t begin[3], const size_t dim[3])
-        : tiles(b.tiles), tables(b.cpu.table), source(b.cpu.source, begin, dim)
+        : tiles(b.tiles), tables(b.cpu.table), source(b.cpu.source[0], begin, dim)
     {
-        source.upload(b.cpu.source);
+        source.upload(b.cpu.source[0]);
         view = {};
         view.source = source.view();
         view.exact = b.map.exact;
@@ -179,13 +180,13 @@ static void check_maxima(const gather_case &c, bool with_nan)
     for (size_t i = 0; with_nan && i < b.data.size(); i += 7)
         b.data[i] = NAN;
     const size_t begin[3] = {0, 0, 0};
-    device_gather_copy g(b, begin, b.cpu.source.dim);
+    device_gather_copy g(b, begin, b.cpu.source[0].dim);
     std::vector<unsigned> windows;
     std::vector<float> expected, scratch(b.cpu.scratch), input(voxels_of(b.tiles.tile));
     for (size_t w = 0; w < b.tiles.count; w++) {
-        size_t bad[3], start[3], size[3], at[3];
+        size_t channel, bad[3], start[3], size[3], at[3];
         tiling_inside(&b.tiles, w, start, size, at);
-        gather_window(&b.cpu, w, scratch.data(), input.data(), bad);
+        gather_window(&b.cpu, w, scratch.data(), input.data(), &channel, bad);
         float largest = -INFINITY; // the scratch holds the quantities of the part inside
         for (size_t i = 0; i < voxels_of(size); i++)
             largest = scratch[i] > largest ? scratch[i] : largest;
@@ -235,7 +236,7 @@ static void run_case(const gather_case &c, element_type type, const batching &ba
     if (c.nan_to_zero)
         for (size_t i = 0; i < b.data.size(); i += 5)
             b.data[i] = i % 2 ? NAN : i % 3 ? INFINITY : -INFINITY;
-    device_gather_copy g(b, begin, b.cpu.source.dim);
+    device_gather_copy g(b, begin, b.cpu.source[0].dim);
     check_windows(b, g.view, batches, type, pitch);
 }
 
@@ -340,7 +341,7 @@ static void test_faults()
             b.data[(i * 3571) % n] = wrong[i % 3];
             b.data[(i * 7919 + 17) % n] = wrong[(i + 1) % 3];
             const size_t begin[3] = {0, 0, 0};
-            device_gather_copy g(b, begin, b.cpu.source.dim);
+            device_gather_copy g(b, begin, b.cpu.source[0].dim);
             std::vector<unsigned> windows(b.tiles.count);
             std::vector<float> out, input;
             unsigned long long fault;

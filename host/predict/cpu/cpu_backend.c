@@ -115,10 +115,10 @@ static void fail(cpu_run *run, size_t window, const dm_error *error)
     stitch_stop(run->stitch);
 }
 
-static void fail_input(cpu_run *run, size_t window, const size_t bad[3])
+static void fail_input(cpu_run *run, size_t window, size_t channel, const size_t bad[3])
 {
     dm_error error = {0};
-    job_bad_input(run->job, bad, &error);
+    job_bad_input(run->job, channel, bad, &error);
     fail(run, window, &error);
 }
 
@@ -126,13 +126,14 @@ static void fail_input(cpu_run *run, size_t window, const size_t bad[3])
 static bool next_window(cpu_thread *t, size_t *window)
 {
     cpu_run *run = t->run;
-    size_t bad[3];
+    size_t channel, bad[3];
     while ((*window = atomic_fetch_add(&run->next, 1)) < run->job->tiling->count) {
-        switch (gather_window(&run->gather, *window, t->scratch, worker_input(t->worker), bad)) {
+        switch (gather_window(&run->gather, *window, t->scratch, worker_input(t->worker), &channel,
+                              bad)) {
         case GATHER_FILLED:
             return true;
         case GATHER_NOT_FINITE:
-            fail_input(run, *window, bad);
+            fail_input(run, *window, channel, bad);
             return false;
         case GATHER_AIR:
             atomic_fetch_add(&run->skipped, 1);

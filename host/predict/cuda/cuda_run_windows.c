@@ -60,7 +60,7 @@ dm_status device_job_window_fault(device_job *d, const unsigned long long *fault
     if (d->fault == FAULT_OUTPUT)
         return job_not_finite(job, model, job_network_output, err);
     stored_voxel(&job->pet->grid, job->map, model, stored);
-    return job_bad_input(job, stored, err);
+    return job_bad_input(job, 0, stored, err);
 }
 
 dm_status device_job_fault(device_job *d, const unsigned long long *faults, dm_error *err)

@@ -56,7 +56,10 @@ static gather_result bench_window(bench *b, size_t w, size_t bad[3])
 {
     memset(b->scratch, 0xff, b->gather.scratch * sizeof *b->scratch);
     memset(b->input, 0xff, b->tile * element_size(b->gather.type));
-    return gather_window(&b->gather, w, b->scratch, b->input, bad);
+    size_t channel = 99;
+    gather_result result = gather_window(&b->gather, w, b->scratch, b->input, &channel, bad);
+    assert_true(channel == (result == GATHER_NOT_FINITE ? 0 : result == GATHER_AIR ? 99 : 1));
+    return result;
 }
 
 static void bench_close(bench *b)
