@@ -89,6 +89,7 @@ static json_t *plan_json(const description *d)
     json_put(&report, "tile",
              json_pack("[I,I,I]", (json_int_t)tile[2], (json_int_t)tile[1], (json_int_t)tile[0]));
     json_put(&report, "precision", json_string(d->precision));
+    json_put(&report, "output", json_string(plan_output_name(p)));
     json_put(&report, "flop", json_real(p->flops));
     json_put(&report, "useful_flop", json_real(p->useful_flops));
     json_put(&report, "bytes", json_real(p->bytes));

@@ -56,6 +56,11 @@ const char *quantity_name(dm_quantity quantity)
     return "unknown";
 }
 
+const char *plan_output_name(const plan *p)
+{
+    return p->graph->values[p->graph->outputs[p->options.output].value].name;
+}
+
 /* Appends a word, with a space before it if it is not the first; what does not fit is cut. */
 static void add(char *text, size_t size, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -238,6 +238,9 @@ static void print_totals(const description *d, FILE *out)
 {
     const plan *p = d->plan;
     fputc('\n', out);
+    if (p->graph->n_outputs > 1)
+        describe_line(out, "output", "%s; what only other outputs need is left out",
+                      plan_output_name(p));
     describe_line(out, "arithmetic", "%.2f GFLOP per window, %.2f without the taps on padding",
                   1e-9 * p->flops, 1e-9 * p->useful_flops);
     describe_line(out, "memory", "%.1f MB read and written per window, %.1f MB of weights",

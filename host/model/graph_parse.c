@@ -12,6 +12,7 @@
 #define MAX_NODES 4096
 #define MAX_PORTS 16
 #define MAX_PATCH 1024
+#define MAX_UNIT 64
 
 /* "RAS" and the like: one letter of each pair, in any order; or "stored". */
 static bool orientation_known(const char *text)
@@ -132,6 +133,19 @@ static dm_status add_weights(graph_context *c, const safetensors *weights)
     return DM_OK;
 }
 
+/* Of the quantity "other": any. */
+static dm_status parse_unit(graph_context *c, const json_t *json, graph_port *port)
+{
+    const char *unit = NULL;
+    dm_status status = context_name(c, json, "unit", &unit);
+    if (status != DM_OK)
+        return status;
+    if (strlen(unit) > MAX_UNIT)
+        return context_bad(c, "\"unit\" has %zu bytes; it can have %d", strlen(unit), MAX_UNIT);
+    port->quantity = DM_QUANTITY_OTHER;
+    return context_copy(c, unit, &port->unit);
+}
+
 static dm_status parse_quantity(graph_context *c, const json_t *json, graph_port *port)
 {
     static const struct {
@@ -143,6 +157,8 @@ static dm_status parse_quantity(graph_context *c, const json_t *json, graph_port
                  {"dose_per_activity", "Gy/GBq", DM_QUANTITY_DOSE_PER_ACTIVITY}};
     const char *quantity = json_string_value(json_object_get(json, "quantity"));
     const char *unit = json_string_value(json_object_get(json, "unit"));
+    if (quantity && !strcmp(quantity, "other"))
+        return parse_unit(c, json_object_get(json, "unit"), port);
     for (size_t i = 0; quantity && i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(quantity, known[i].name))
             continue;
@@ -153,7 +169,8 @@ static dm_status parse_quantity(graph_context *c, const json_t *json, graph_port
         return context_copy(c, unit, &port->unit);
     }
     return context_fail(c, DM_ERROR_UNSUPPORTED, "name the quantity as weights/FORMAT.md does",
-                        "\"quantity\" is '%.32s'; it can be uptake, suv, hu, dose_per_activity",
+                        "\"quantity\" is '%.32s'; it can be uptake, suv, hu, dose_per_activity, "
+                        "other",
                         quantity ? quantity : "not a string");
 }
 
@@ -249,13 +266,13 @@ static dm_status parse_output(graph_context *c, const json_t *json, graph_port *
     dm_status status = parse_port(c, json, port, &name);
     if (status != DM_OK)
         return status;
-    bool made = false;
-    for (size_t i = 0; i < g->n_nodes && !made; i++) {
-        port->value = g->nodes[i].output;
-        made = !strcmp(g->values[port->value].name, name);
-    }
-    if (!made)
-        return context_bad(c, "no node makes the output '%s'", name);
+    const json_t *id = json_object_get(c->ids, name);
+    port->value = id ? (int)json_integer_value(id) : 0;
+    if (!id || g->values[port->value].is_weight)
+        return context_bad(c, "no node makes the output '%s', nor is it an input", name);
+    for (const graph_port *other = g->outputs; other < port; other++)
+        if (other->value == port->value)
+            return context_bad(c, "'%s' is an output already", name);
     if (g->values[port->value].channels != port->channels)
         return context_bad(c, "'%s' has %zu channels, not %zu as \"channels\" says", name,
                            g->values[port->value].channels, port->channels);
@@ -328,6 +345,9 @@ dm_status graph_parse(const json_t *root, const safetensors *weights, const char
     if (status == DM_OK)
         status = parse_ports(&c, json_object_get(root, "inputs"), "input", parse_input, &g->inputs,
                              &g->n_inputs);
+    if (status == DM_OK && graph_input_channels(g) > GRAPH_MAX_CHANNELS)
+        status = context_bad(&c, "its inputs have %zu channels; all together can have %zu",
+                             graph_input_channels(g), GRAPH_MAX_CHANNELS);
     if (status == DM_OK)
         status = parse_nodes(&c);
     context_at(&c, "graph");

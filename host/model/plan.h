@@ -97,6 +97,7 @@ typedef struct plan {
     double flops, useful_flops, bytes, weight_bytes;
     float **owned; /* folded weights and constants */
     size_t n_owned;
+    graph_node *ports; /* [n_inputs] owned: STEP_SLICE that takes one of several inputs alone */
 } plan;
 
 /* What the CPU backend's convolutions can do (conv_reads_views, conv_writes_views). Here and not in

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From a graph to a plan: checks what a plan asks of both, then runs the passes in plan_draft.h. */
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,15 +30,6 @@ bool conv_is_voxelwise(const graph_node *node)
                     (transposed || node->kernel[a] == 1) && !node->pad_begin[a] &&
                     !node->pad_end[a] && !node->output_padding[a];
     return voxelwise;
-}
-
-static dm_status check_ports(const graph *g, dm_error *err)
-{
-    if (g->n_inputs == 1 && g->n_outputs == 1)
-        return DM_OK;
-    return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use a network from one image to one image",
-                     "network '%.128s' has %zu inputs and %zu outputs", g->name, g->n_inputs,
-                     g->n_outputs);
 }
 
 /* Along x, y and z in this order: "24 or 32 along x, ..." for the axes that do not fit. */
@@ -83,6 +75,7 @@ static dm_status find_sizes(plan_draft *d)
 {
     const size_t *tile = d->options->tile;
     char reason[400];
+    memcpy(d->sizes[draft_joined(d)], tile, sizeof d->sizes[0]);
     if (graph_sizes(d->g, tile, d->sizes, reason, sizeof reason))
         return DM_OK;
     return error_set(d->err, DM_ERROR_VALUE, NULL, "use the training patch or a larger tile",
@@ -93,7 +86,8 @@ static dm_status find_sizes(plan_draft *d)
 
 static dm_status allocate(plan_draft *d)
 {
-    size_t n = d->n_values = d->g->n_values + 1;
+    size_t n = d->n_values = d->g->n_values + 2, ports = d->g->n_inputs;
+    d->needed = array_zero(n, sizeof *d->needed);
     d->sizes = array_zero(n, sizeof *d->sizes);
     d->alias = array_zero(n, sizeof *d->alias);
     d->uses = array_zero(n, sizeof *d->uses);
@@ -103,10 +97,12 @@ static dm_status allocate(plan_draft *d)
     d->tensor = array_alloc(n, sizeof *d->tensor);
     d->buffer = array_alloc(n, sizeof *d->buffer);
     d->conv_read = array_zero(n, sizeof *d->conv_read);
-    d->steps = array_zero(d->g->n_nodes + 1, sizeof *d->steps);
+    d->steps = array_zero(d->g->n_nodes + ports + 1, sizeof *d->steps);
+    d->plan->ports = array_zero(ports, sizeof *d->plan->ports);
     d->plan->owned = array_zero(d->g->n_nodes + 1, 2 * sizeof *d->plan->owned);
-    if (!d->sizes || !d->alias || !d->uses || !d->producer || !d->parent || !d->start ||
-        !d->tensor || !d->buffer || !d->conv_read || !d->steps || !d->plan->owned)
+    if (!d->needed || !d->plan->ports || !d->sizes || !d->alias || !d->uses || !d->producer ||
+        !d->parent || !d->start || !d->tensor || !d->buffer || !d->conv_read || !d->steps ||
+        !d->plan->owned)
         return error_memory(d->err, n * sizeof *d->sizes, "a plan");
     for (size_t v = 0; v < n; v++)
         d->producer[v] = d->parent[v] = d->tensor[v] = d->buffer[v] = -1;
@@ -117,6 +113,7 @@ static void draft_clear(plan_draft *d)
 {
     for (size_t s = 0; s < d->n_steps; s++)
         free(d->steps[s].step.chain);
+    free(d->needed);
     free(d->sizes);
     free(d->alias);
     free(d->uses);
@@ -134,10 +131,9 @@ static void draft_clear(plan_draft *d)
 dm_status plan_build(const graph *g, const plan_options *options, plan **result, dm_error *err)
 {
     plan_draft draft = {.g = g, .options = options, .err = err};
-    dm_status status = check_ports(g, err);
+    assert(options->output < g->n_outputs);
+    dm_status status = check_tile(g, options, err);
     *result = NULL;
-    if (status == DM_OK)
-        status = check_tile(g, options, err);
     if (status != DM_OK)
         return status;
     plan *p = draft.plan = array_zero(1, sizeof *p);
@@ -175,5 +171,6 @@ void plan_free(plan *p)
     free(p->steps);
     free(p->tensors);
     free(p->owned);
+    free(p->ports);
     free(p);
 }

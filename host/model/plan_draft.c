@@ -4,26 +4,36 @@
  * and the size stays: it becomes a link of that step's chain. Of two operands the one that is made
  * later takes it, since the other is ready by then.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "model/plan_draft.h"
 
+int draft_joined(const plan_draft *d)
+{
+    return (int)d->g->n_values;
+}
+
+static const graph_port *output_of(const plan_draft *d)
+{
+    return &d->g->outputs[d->options->output];
+}
+
 static const graph_value *value_of(const plan_draft *d, int value)
 {
-    size_t last = d->g->n_values;
-    return &d->g->values[(size_t)value == last ? d->g->outputs[0].value : value];
+    return &d->g->values[value > draft_joined(d) ? output_of(d)->value : value];
 }
 
 size_t draft_channels(const plan_draft *d, int value)
 {
-    return value_of(d, value)->channels;
+    return value == draft_joined(d) ? graph_input_channels(d->g) : value_of(d, value)->channels;
 }
 
 const char *draft_name(const plan_draft *d, int value)
 {
-    return value_of(d, value)->name;
+    return value == draft_joined(d) ? "inputs" : value_of(d, value)->name;
 }
 
 bool is_convolution(const plan_step *step)
@@ -218,7 +228,7 @@ static void add_plain(plan_draft *d, const graph_node *node)
 static dm_status add_node(plan_draft *d, const graph_node *node)
 {
     chain_link link;
-    if (d->alias[node->output] != node->output)
+    if (!d->needed[node->output] || d->alias[node->output] != node->output)
         return DM_OK;
     if (node_is_affine(d->g, node))
         return add_affine(d, node);
@@ -230,7 +240,17 @@ static dm_status add_node(plan_draft *d, const graph_node *node)
     return DM_OK;
 }
 
-/* Identity, and the concatenation of one tensor, are their input. */
+/* All inputs of the network in their order. */
+static bool joins_inputs(const plan_draft *d, const graph_node *node)
+{
+    bool all = node->op == OP_CONCAT && node->n_inputs == d->g->n_inputs;
+    for (size_t i = 0; all && i < node->n_inputs; i++)
+        all = input_of(d, node, i) == d->g->inputs[i].value;
+    return all;
+}
+
+/* Identity, and the concatenation of one tensor, are their input; the concatenation of all inputs is
+ * the input tensor. */
 static void find_aliases(plan_draft *d)
 {
     for (size_t v = 0; v < d->n_values; v++)
@@ -239,25 +259,59 @@ static void find_aliases(plan_draft *d)
         const graph_node *node = &d->g->nodes[n];
         if (node->op == OP_IDENTITY || (node->op == OP_CONCAT && node->n_inputs == 1))
             d->alias[node->output] = input_of(d, node, 0);
+        else if (joins_inputs(d, node))
+            d->alias[node->output] = draft_joined(d);
     }
+}
+
+static void find_uses(plan_draft *d)
+{
+    graph_needed(d->g, output_of(d)->value, d->needed);
     for (size_t n = 0; n < d->g->n_nodes; n++) {
         const graph_node *node = &d->g->nodes[n];
-        for (size_t i = 0; i < node->n_inputs && d->alias[node->output] == node->output; i++)
+        bool runs = d->needed[node->output] && d->alias[node->output] == node->output;
+        for (size_t i = 0; i < node->n_inputs && runs; i++)
             if (node->inputs[i] >= 0)
                 d->uses[input_of(d, node, i)]++;
     }
-    d->input = d->g->inputs[0].value;
-    d->output = d->alias[d->g->outputs[0].value];
+    d->output = d->alias[output_of(d)->value];
     d->uses[d->output]++;
 }
 
+/* Of several inputs, those that are read alone are taken out of the input tensor. First of all, so
+ * that it need not be kept. */
+static void take_inputs(plan_draft *d)
+{
+    const graph *g = d->g;
+    size_t start = 0;
+    d->input = g->n_inputs > 1 ? draft_joined(d) : g->inputs[0].value;
+    for (size_t i = 0; i < g->n_inputs && g->n_inputs > 1; i++) {
+        const graph_port *port = &g->inputs[i];
+        graph_node *node = &d->plan->ports[i];
+        *node = (graph_node){.op = OP_SLICE,
+                             .name = g->values[port->value].name,
+                             .output = port->value,
+                             .slice_end = {INT_MAX, INT_MAX, INT_MAX},
+                             .slice_step = {1, 1, 1},
+                             .channel_begin = (int)start,
+                             .channel_end = (int)(start + port->channels),
+                             .channel_step = 1};
+        start += port->channels;
+        if (!d->uses[port->value])
+            continue;
+        add_step(d, STEP_SLICE, node, d->input, port->value);
+        d->uses[d->input]++;
+    }
+}
+
 /* The output is float32 and has memory of its own, so it is copied if it is the input, and in other
- * types if somebody else reads it or if it is made of parts that somebody else may read. */
+ * types if it is made of parts that somebody else may read. Nobody reads it: what does is not needed
+ * for it. */
 static void finish_output(plan_draft *d)
 {
     int made = d->producer[d->output];
     bool converted = d->options->type != ELEMENT_F32;
-    if (made >= 0 && !(converted && (d->uses[d->output] > 1 || d->steps[made].concat)))
+    if (made >= 0 && !(converted && d->steps[made].concat))
         return;
     int copy = (int)d->n_values - 1;
     memcpy(d->sizes[copy], d->sizes[d->output], sizeof d->sizes[copy]);
@@ -268,6 +322,8 @@ static void finish_output(plan_draft *d)
 dm_status draft_steps(plan_draft *d)
 {
     find_aliases(d);
+    find_uses(d);
+    take_inputs(d);
     for (size_t n = 0; n < d->g->n_nodes; n++) {
         dm_status status = add_node(d, &d->g->nodes[n]);
         if (status != DM_OK)

@@ -27,8 +27,10 @@ typedef struct plan_draft {
     const plan_options *options;
     plan *plan;
     dm_error *err;
-    /* Per value of the graph, and one more for an output that has to be copied. */
+    /* Per value of the graph, and one more each for all inputs side by side and for an output that
+     * has to be copied. */
     size_t n_values;
+    bool *needed; /* the output is made from it */
     size_t (*sizes)[3];
     int *alias;      /* the value that stands for it; itself, except behind Identity */
     int *uses;       /* how many node inputs (and graph outputs) read it */
@@ -53,6 +55,8 @@ typedef struct channel_affine {
     double *shift;
 } channel_affine;
 
+/* All inputs side by side. */
+int draft_joined(const plan_draft *d);
 size_t draft_channels(const plan_draft *d, int value);
 const char *draft_name(const plan_draft *d, int value);
 bool is_convolution(const plan_step *step);

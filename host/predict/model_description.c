@@ -69,7 +69,8 @@ static dm_status make_account(const cuda_module *module, const plan *p,
 static plan_options plan_options_of(const dm_model *model, const dm_describe_options *options,
                                     const cuda_module *module)
 {
-    plan_options made = {.optimise = true};
+    int dose = graph_dose_output(&model->graph);
+    plan_options made = {.optimise = true, .output = dose < 0 ? 0 : (size_t)dose};
     made.type = options->precision == DM_PRECISION_BF16   ? ELEMENT_BF16
                 : options->precision == DM_PRECISION_FP16 ? ELEMENT_F16
                                                           : ELEMENT_F32;

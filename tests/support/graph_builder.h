@@ -28,13 +28,14 @@
 #include "model/graph.h"
 
 #define BUILD_MAX 512
+#define BUILD_PORTS 4
 
 typedef struct graph_builder {
     graph g;
     size_t sizes[BUILD_MAX][3]; /* per value, for the tile */
-    graph_port in, out;
+    graph_port in[BUILD_PORTS], out[BUILD_PORTS];
     uint64_t state;
-    int input;
+    int input; /* the first */
 } graph_builder;
 
 /* ---- Random numbers ------------------------------------------------------------------------- */
@@ -251,6 +252,24 @@ static inline int build_norm(graph_builder *b, op_kind op, int x, int groups)
 
 /* ---- Graphs --------------------------------------------------------------------------------- */
 
+/* One more input, of the tile's size. */
+static inline int build_input(graph_builder *b, size_t channels)
+{
+    const size_t tile[3] = {b->g.patch[2], b->g.patch[1], b->g.patch[0]};
+    int value = build_value(b, channels, tile);
+    b->in[b->g.n_inputs++] =
+        (graph_port){.value = value, .quantity = DM_QUANTITY_UPTAKE, .channels = channels};
+    return value;
+}
+
+/* The first output, or one more. */
+static inline void build_output(graph_builder *b, int value)
+{
+    b->out[b->g.n_outputs++] = (graph_port){.value = value,
+                                            .quantity = DM_QUANTITY_DOSE_PER_ACTIVITY,
+                                            .channels = build_channels(b, value)};
+}
+
 static inline void build_begin(graph_builder *b, size_t channels, const size_t tile[3],
                                uint32_t seed)
 {
@@ -264,19 +283,9 @@ static inline void build_begin(graph_builder *b, size_t channels, const size_t t
         b->g.patch[a] = tile[2 - a];
         b->g.total_stride[a] = 1;
     }
-    b->input = build_value(b, channels, tile);
-    b->in = (graph_port){.value = b->input, .quantity = DM_QUANTITY_UPTAKE, .channels = channels};
-    b->g.inputs = &b->in;
-    b->g.n_inputs = 1;
-}
-
-static inline void build_output(graph_builder *b, int value)
-{
-    b->out = (graph_port){.value = value,
-                          .quantity = DM_QUANTITY_DOSE_PER_ACTIVITY,
-                          .channels = build_channels(b, value)};
-    b->g.outputs = &b->out;
-    b->g.n_outputs = 1;
+    b->g.inputs = b->in;
+    b->g.outputs = b->out;
+    b->input = build_input(b, channels);
 }
 
 static inline void build_end(graph_builder *b)

@@ -9,6 +9,7 @@
 typedef struct plan_case {
     element_type type;
     bool reads, writes, plain;
+    size_t output;
 } plan_case;
 
 static inline dm_status try_build(const graph_builder *b, const size_t tile[3], plan_case c,
@@ -17,7 +18,8 @@ static inline dm_status try_build(const graph_builder *b, const size_t tile[3], 
     plan_options options = {.type = c.type,
                             .conv_reads_views = c.reads,
                             .conv_writes_views = c.writes,
-                            .optimise = !c.plain};
+                            .optimise = !c.plain,
+                            .output = c.output};
     memcpy(options.tile, tile, sizeof options.tile);
     return plan_build(&b->g, &options, p, err);
 }

@@ -29,7 +29,7 @@ static float *run(const plan *p)
 /* Builds the plan of `b` and checks that it does what one step per node does. */
 static plan *build_and_check(plan_case c)
 {
-    plan *p = build(&b, c), *plain = build(&b, (plan_case){.plain = true});
+    plan *p = build(&b, c), *plain = build(&b, (plan_case){.plain = true, .output = c.output});
     const plan_tensor *out = &p->tensors[p->output];
     size_t n = tensor_voxels(out) * out->channels;
     float *a = run(p), *reference = run(plain);
@@ -271,18 +271,71 @@ static void test_output_is_a_concatenation(void **state)
     }
 }
 
-static void test_output_read_elsewhere_is_converted_apart(void **state)
+/* ---- Ports ---------------------------------------------------------------------------------- */
+
+static void test_each_output_has_what_it_needs(void **state)
 {
     (void)state;
     for (int type = ELEMENT_F32; type <= ELEMENT_F16; type++) {
-        begin(2, 3);
-        int x = build_conv(&b, b.input, 2, 3);
-        int unused = build_conv(&b, x, 2, 3);
+        begin(2, 4);
+        int x = build_conv(&b, b.input, 3, 3);
+        int deep = build_norm(&b, OP_BATCH_NORM, build_down(&b, x, 4), 1);
         build_output(&b, x);
+        build_output(&b, build_conv(&b, build_up(&b, deep, 2), 1, 1));
+        build_output(&b, build_unary(&b, OP_TANH, deep));
+        build_output(&b, deep);
+        static const size_t steps[] = {1, 4, 2, 2}, folded[] = {0, 2, 2, 2};
+        for (size_t output = 0; output < 4; output++) {
+            plan *p = build_and_check((plan_case){.type = (element_type)type, .output = output});
+            const plan_tensor *out = &p->tensors[p->output];
+            assert_int_equal(p->n_steps, steps[output]);
+            assert_int_equal(p->n_owned, folded[output]);
+            assert_int_equal(out->dim[2], output < 2 ? 4 : 2);
+            assert_int_equal(out->channels, b.g.outputs[output].channels);
+            plan_free(p);
+        }
+        build_end(&b);
+    }
+}
+
+static void test_all_inputs_together_are_the_input_tensor(void **state)
+{
+    (void)state;
+    begin(1, 4);
+    int ct = build_input(&b, 2), phase = build_input(&b, 1);
+    int all = build_concat(&b, 3, (int[]){b.input, ct, phase});
+    build_output(&b, build_conv(&b, all, 2, 3));
+    plan *p = build_and_check((plan_case){0});
+    assert_int_equal(p->n_steps, 1);
+    assert_int_equal(p->steps[0].in, p->input);
+    assert_int_equal(p->tensors[p->input].channels, 4);
+    done(p);
+}
+
+static void test_an_input_alone_is_taken_out(void **state)
+{
+    (void)state;
+    for (int type = ELEMENT_F32; type <= ELEMENT_BF16; type++) {
+        begin(1, 4);
+        int ct = build_input(&b, 2), unused = build_input(&b, 3);
+        int turned = build_concat(&b, 2, (int[]){ct, b.input});
+        int x = build_conv(&b, turned, 1, 3);
+        build_output(&b, build_binary(&b, OP_ADD, x, b.input));
+        build_output(&b, ct);
+        build_output(&b, build_concat(&b, 3, (int[]){b.input, ct, unused}));
         plan *p = build_and_check((plan_case){.type = (element_type)type});
-        assert_int_equal(p->n_steps, type == ELEMENT_F32 ? 2 : 3);
-        assert_int_equal(p->tensors[p->steps[0].out].type, type);
-        assert_true(unused >= 0);
+        assert_int_equal(count_kind(p, STEP_SLICE), 2);
+        assert_int_equal(p->steps[0].node->channel_end, 1);
+        assert_int_equal(p->steps[1].node->channel_begin, 1);
+        assert_int_equal(p->steps[1].node->channel_end, 3);
+        plan_free(p);
+        p = build_and_check((plan_case){.type = (element_type)type, .output = 1});
+        assert_int_equal(p->n_steps, 1);
+        assert_int_equal(p->steps[0].kind, STEP_SLICE);
+        plan_free(p);
+        p = build_and_check((plan_case){.type = (element_type)type, .output = 2});
+        assert_int_equal(p->n_steps, 1);
+        assert_int_equal(p->steps[0].kind, STEP_COPY);
         done(p);
     }
 }
@@ -474,7 +527,9 @@ int main(void)
         cmocka_unit_test(test_nested_and_repeated),
         cmocka_unit_test(test_output_is_an_operand),
         cmocka_unit_test(test_output_is_a_concatenation),
-        cmocka_unit_test(test_output_read_elsewhere_is_converted_apart),
+        cmocka_unit_test(test_each_output_has_what_it_needs),
+        cmocka_unit_test(test_all_inputs_together_are_the_input_tensor),
+        cmocka_unit_test(test_an_input_alone_is_taken_out),
         cmocka_unit_test(test_identity_is_removed_and_the_input_copied),
         cmocka_unit_test(test_voxelwise_convolutions),
         cmocka_unit_test(test_arena_of_a_chain_is_two_buffers),

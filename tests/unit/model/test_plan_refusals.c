@@ -73,21 +73,6 @@ static void test_refuses_tiles_without_a_result(void **state)
     build_end(&b);
 }
 
-static void test_refuses_several_ports(void **state)
-{
-    (void)state;
-    begin(1, 4);
-    build_output(&b, build_conv(&b, b.input, 1, 3));
-    b.g.n_inputs = 2;
-    REFUSED(((size_t[]){4, 4, 4}), DM_ERROR_UNSUPPORTED, "2 inputs and 1 outputs", "'test'",
-            "one image");
-    b.g.n_inputs = 1;
-    b.g.n_outputs = 3;
-    REFUSED(((size_t[]){4, 4, 4}), DM_ERROR_UNSUPPORTED, "1 inputs and 3 outputs");
-    b.g.n_outputs = 1;
-    build_end(&b);
-}
-
 static void test_refuses_operands_spread_along_one_axis(void **state)
 {
     (void)state;
@@ -107,7 +92,6 @@ int main(void)
         cmocka_unit_test(test_refuses_tiles_that_do_not_fit),
         cmocka_unit_test(test_refuses_tiles_that_no_memory_holds),
         cmocka_unit_test(test_refuses_tiles_without_a_result),
-        cmocka_unit_test(test_refuses_several_ports),
         cmocka_unit_test(test_refuses_operands_spread_along_one_axis),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
