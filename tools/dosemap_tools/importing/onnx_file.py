@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,10 @@ class _Reader:
                 del tensor.external_data[:]
                 del tensor.dims[:]
                 tensor.dims.append(0)
+        for graph in _all_graphs(probe):  # where a shape is missing, nothing else is wrong
+            for value in (*graph.input, *graph.output):
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.shape.SetInParent()
         try:
             onnx.checker.check_model(probe)
         except Exception as error:
@@ -334,11 +339,6 @@ class _Reader:
                 f"breaks ONNX's rules: {' '.join(lines)[:500]}",
                 "export it again, or ask its maker for a valid file",
             ) from error
-        for graph in _all_graphs(proto):
-            names = Counter(tensor.name for tensor in graph.initializer)
-            name, times = names.most_common(1)[0] if names else ("", 0)
-            if times > 1:
-                raise self.fail(f"the tensor {name!r} occurs {times} times", _EXPORT_AGAIN)
 
     # The model -----------------------------------------------------------------------------------
     def view(self, tensor: ir.ExternalTensor) -> ir.Tensor:
@@ -451,3 +451,87 @@ def describe(model: ir.Model) -> tuple[list[tuple[str, tuple[Any, ...], str]], .
         return result
 
     return of(model.graph.inputs), of(model.graph.outputs)
+
+
+class OnnxOriginal:
+    """An ONNX file as ONNX Runtime runs it: on the CPU, as it is written, without optimisations.
+
+    The file must have passed `load`. Without ONNX Runtime, onnx's own (slow) reference runs it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        try:
+            import onnxruntime  # type: ignore[import-untyped]
+        except ImportError:
+            self.description = f"onnx.reference {onnx.__version__} (ONNX Runtime is not installed)"
+            self._open_reference()
+            return
+        self.description = f"ONNX Runtime {onnxruntime.__version__}"
+        self._open_session(onnxruntime)
+
+    def _open_session(self, onnxruntime: Any) -> None:  # noqa: ANN401
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.use_deterministic_compute = True
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        # A patch of another size, or two, is all that this session sees: nothing to keep.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.log_severity_level = 4
+        with self._explained():
+            session = onnxruntime.InferenceSession(
+                self._path, options, providers=["CPUExecutionProvider"]
+            )
+        self._inputs = [(i.name, tuple(i.shape), i.type) for i in session.get_inputs()]
+        self.output_names = [o.name for o in session.get_outputs()]
+        self._call: Callable[[dict[str, np.ndarray]], Any] = partial(session.run, None)
+
+    def _open_reference(self) -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        with self._explained():
+            model = onnx.load(self._path)
+            evaluator = ReferenceEvaluator(model)
+        inputs = describe(load(self._path))[0]
+        self._inputs = [(name, shape, f"tensor({kind.lower()})") for name, shape, kind in inputs]
+        self.output_names = list(evaluator.output_names)
+        self._call = partial(evaluator.run, None)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # both have classes of errors of their own
+            text = " ".join(str(error).split())[:500]
+            raise NetworkImportError(
+                f"{self.description} cannot run it: {text}",
+                where=self._path,
+                remedy="a network that does not run anywhere cannot be compared: repair the export",
+            ) from error
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs for inputs (N, C, a, b, c), float32, in the order of the tensors."""
+        if len(inputs) != len(self._inputs):
+            raise NetworkImportError(
+                f"{len(inputs)} arrays for its {len(self._inputs)} inputs", where=self._path
+            )
+        samples = len(inputs[0])
+        batch = self._inputs[0][1][0]
+        step = batch if isinstance(batch, int) and batch > 0 else samples
+        parts = []
+        for begin in range(0, samples, step):
+            # The last batch is filled up with its last patch.
+            which = np.minimum(np.arange(begin, begin + step), samples - 1)
+            outputs = self._run([array[which] for array in inputs])
+            parts.append([values[: samples - begin] for values in outputs])
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        feed = {}
+        for (name, _, kind), values in zip(self._inputs, inputs, strict=True):
+            dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(kind)
+            feed[name] = np.ascontiguousarray(values, dtype=dtype or np.float32)
+        with self._explained():
+            outputs = self._call(feed)
+        return [np.asarray(values, dtype=np.float32) for values in outputs]
