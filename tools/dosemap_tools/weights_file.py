@@ -321,6 +321,15 @@ def decompress(data: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(data)
 
 
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """Return the XXH64 of a file, 16 hexadecimal digits."""
+    digest = _new_checksum()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read(path: str | os.PathLike[str]) -> WeightsFile:
     """Read a weights file, compressed or not."""
     return decode(decompress(Path(path).read_bytes()))
