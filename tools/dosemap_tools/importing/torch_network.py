@@ -202,8 +202,8 @@ def export_program(
         examples = tuple(torch.zeros(batch, c, *statement.spatial_shape) for c in channels)
         try:
             program = _try_export(module, examples, dynamic=dynamic, strict=strict)
-        except Exception as error:  # the tracer raises many kinds, and so does the user's module
-            failures.append(error)
+        except Exception as failure:  # the tracer raises many kinds, and so does the user's module
+            failures.append(failure)
             continue
         note = f"its batch is fixed to 1: {_first_line(failures[0])}" if not dynamic else ""
         return program, [note] if note else []
