@@ -109,6 +109,9 @@ void plan_options_cpu(plan_options *options);
  * scatter themselves; so they may read and write views whatever the options say. */
 bool conv_is_voxelwise(const graph_node *node);
 
+/* graph_sizes, where a plan can be made for the tile. Errors: VALUE, naming the nearest that fits. */
+dm_status plan_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], dm_error *err);
+
 /* The graph must outlive the plan. Errors: VALUE if the tile does not fit the network,
  * UNSUPPORTED for operands broadcast along some spatial axes only. */
 dm_status plan_build(const graph *g, const plan_options *options, plan **out, dm_error *err);

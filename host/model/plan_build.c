@@ -49,9 +49,8 @@ static void nearest_tiles(const size_t tile[3], const size_t stride[3], char *te
     }
 }
 
-static dm_status check_tile(const graph *g, const plan_options *options, dm_error *err)
+static dm_status check_tile(const graph *g, const size_t tile[3], dm_error *err)
 {
-    const size_t *tile = options->tile;
     size_t stride[3];
     char nearest[256], remedy[320];
     for (int a = 0; a < 3; a++) {
@@ -71,17 +70,16 @@ static dm_status check_tile(const graph *g, const plan_options *options, dm_erro
                      tile[2], tile[1], tile[0], stride[2], stride[1], stride[0], g->name);
 }
 
-static dm_status find_sizes(plan_draft *d)
+dm_status plan_sizes(const graph *g, const size_t tile[3], size_t (*sizes)[3], dm_error *err)
 {
-    const size_t *tile = d->options->tile;
     char reason[400];
-    memcpy(d->sizes[draft_joined(d)], tile, sizeof d->sizes[0]);
-    if (graph_sizes(d->g, tile, d->sizes, reason, sizeof reason))
-        return DM_OK;
-    return error_set(d->err, DM_ERROR_VALUE, NULL, "use the training patch or a larger tile",
+    dm_status status = check_tile(g, tile, err);
+    if (status != DM_OK || graph_sizes(g, tile, sizes, reason, sizeof reason))
+        return status;
+    return error_set(err, DM_ERROR_VALUE, NULL, "use the training patch or a larger tile",
                      "network '%.64s' is not defined for a tile of %zu x %zu x %zu voxels "
                      "(x, y, z): %s",
-                     d->g->name, tile[2], tile[1], tile[0], reason);
+                     g->name, tile[2], tile[1], tile[0], reason);
 }
 
 static dm_status allocate(plan_draft *d)
@@ -97,6 +95,8 @@ static dm_status allocate(plan_draft *d)
     d->tensor = array_alloc(n, sizeof *d->tensor);
     d->buffer = array_alloc(n, sizeof *d->buffer);
     d->conv_read = array_zero(n, sizeof *d->conv_read);
+    if (d->sizes)
+        memcpy(d->sizes[draft_joined(d)], d->options->tile, sizeof d->sizes[0]);
     d->steps = array_zero(d->g->n_nodes + ports + 1, sizeof *d->steps);
     d->plan->ports = array_zero(ports, sizeof *d->plan->ports);
     d->plan->owned = array_zero(d->g->n_nodes + 1, 2 * sizeof *d->plan->owned);
@@ -132,18 +132,15 @@ dm_status plan_build(const graph *g, const plan_options *options, plan **result,
 {
     plan_draft draft = {.g = g, .options = options, .err = err};
     assert(options->output < g->n_outputs);
-    dm_status status = check_tile(g, options, err);
     *result = NULL;
-    if (status != DM_OK)
-        return status;
     plan *p = draft.plan = array_zero(1, sizeof *p);
     if (!p)
         return error_memory(err, sizeof *p, "a plan");
     p->graph = g;
     p->options = *options;
-    status = allocate(&draft);
+    dm_status status = allocate(&draft);
     if (status == DM_OK)
-        status = find_sizes(&draft);
+        status = plan_sizes(g, options->tile, draft.sizes, err);
     if (status == DM_OK)
         status = draft_steps(&draft);
     if (status == DM_OK)

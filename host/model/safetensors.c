@@ -1,17 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "model/safetensors.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/codec.h"
 #include "base/error.h"
 #include "base/json_text.h"
 
 static const char remedy_damaged[] = "the file is damaged or incomplete; copy or export it again";
-static const char remedy_writer[] = "export the network again with dosemap export";
+static const char remedy_weights[] = "export the network again with dosemap export";
+static const char remedy_patches[] = "write it with the safetensors library";
+
+/* Beyond every disk, and sums of two such sizes are no overflow. */
+#define ANY_SIZE (SIZE_MAX / 8)
 
 static uint32_t little_endian(const uint8_t *bytes, size_t n)
 {
@@ -62,12 +70,12 @@ done:
     return status;
 }
 
-static dm_status parse_shape(const json_t *shape, const char *path, stored_tensor *tensor,
-                             dm_error *err)
+static dm_status parse_shape(const safetensors *file, const json_t *shape, const char *path,
+                             stored_tensor *tensor, dm_error *err)
 {
     size_t rank = json_array_size(shape);
     if (!json_is_array(shape) || rank > SAFETENSORS_MAX_RANK)
-        return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+        return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                          "tensor '%s': \"shape\" is not a list of 0 to %d sizes", tensor->name,
                          SAFETENSORS_MAX_RANK);
     tensor->rank = rank;
@@ -76,65 +84,66 @@ static dm_status parse_shape(const json_t *shape, const char *path, stored_tenso
         const json_t *size = json_array_get(shape, i);
         json_int_t n = json_integer_value(size);
         if (!json_is_integer(size) || n < 1)
-            return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+            return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                              "tensor '%s': size %zu of its shape is not a positive integer",
                              tensor->name, i + 1);
         tensor->shape[i] = (size_t)n;
-        if (!size_multiply(tensor->count, (size_t)n, &tensor->count) ||
-            tensor->count > SAFETENSORS_MAX_DATA)
-            return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+        if (!size_multiply(tensor->count, (size_t)n, &tensor->count) || tensor->count > file->limit)
+            return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                              "tensor '%s': its shape has more than %zu elements", tensor->name,
-                             SAFETENSORS_MAX_DATA);
+                             file->limit);
     }
     return DM_OK;
 }
 
-static dm_status parse_offsets(const json_t *offsets, const char *path, stored_tensor *tensor,
-                               dm_error *err)
+static dm_status parse_offsets(const safetensors *file, const json_t *offsets, const char *path,
+                               stored_tensor *tensor, dm_error *err)
 {
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
     json_int_t begin = json_integer_value(first), end = json_integer_value(last);
     if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last) ||
         begin < 0 || end < begin)
-        return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+        return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                          "tensor '%s': \"data_offsets\" is not [begin, end] with 0 <= begin <= end",
                          tensor->name);
-    if ((uint64_t)end > SAFETENSORS_MAX_DATA)
-        return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+    if ((uint64_t)end > file->limit)
+        return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                          "tensor '%s' ends at byte %" PRIu64 "; at most %zu are read", tensor->name,
-                         (uint64_t)end, SAFETENSORS_MAX_DATA);
+                         (uint64_t)end, file->limit);
     tensor->begin = (size_t)begin;
     tensor->end = (size_t)end;
     size_t bytes = tensor->count * type_size(tensor->type);
     if (tensor->end - tensor->begin != bytes)
         return error_set(
-            err, DM_ERROR_FORMAT, path, remedy_writer,
+            err, DM_ERROR_FORMAT, path, file->remedy,
             "tensor '%s': its shape needs %zu bytes but its offsets [%zu, %zu] hold %zu",
             tensor->name, bytes, tensor->begin, tensor->end, tensor->end - tensor->begin);
     return DM_OK;
 }
 
-static dm_status parse_tensor(const char *name, const json_t *info, const char *path,
-                              stored_tensor *tensor, dm_error *err)
+static dm_status parse_tensor(const safetensors *file, const char *name, const json_t *info,
+                              const char *path, stored_tensor *tensor, dm_error *err)
 {
     static const char *const types[] = {"F32", "F16", "BF16"};
     tensor->name = name;
     const char *dtype = json_string_value(json_object_get(info, "dtype"));
     if (!dtype || json_object_size(info) != 3)
-        return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+        return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                          "tensor '%s' is not described by \"dtype\", \"shape\", \"data_offsets\"",
                          name);
     size_t t = 0;
     while (t < 3 && strcmp(dtype, types[t]))
         t++;
     if (t == 3)
-        return error_set(err, DM_ERROR_UNSUPPORTED, path, "store weights as F32, F16 or BF16",
+        return error_set(err, DM_ERROR_UNSUPPORTED, path,
+                         file->limit > SAFETENSORS_MAX_DATA ? "store it as F32"
+                                                            : "store weights as F32, F16 or BF16",
                          "tensor '%s' has dtype %.32s", name, dtype);
     tensor->type = (tensor_type)t;
-    dm_status status = parse_shape(json_object_get(info, "shape"), path, tensor, err);
+    dm_status status = parse_shape(file, json_object_get(info, "shape"), path, tensor, err);
     if (status != DM_OK)
         return status;
-    return parse_offsets(json_object_get(info, "data_offsets"), path, tensor, err);
+    return parse_offsets(file, json_object_get(info, "data_offsets"), path, tensor, err);
 }
 
 static int by_begin(const void *a, const void *b)
@@ -152,7 +161,7 @@ static dm_status check_layout(safetensors *file, const char *path, dm_error *err
     for (size_t i = 0; i < file->n_tensors; i++) {
         const stored_tensor *tensor = &file->tensors[i];
         if (tensor->begin != position)
-            return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+            return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                              "tensor '%s' begins at byte %zu; with no %s it would be %zu",
                              tensor->name, tensor->begin,
                              tensor->begin < position ? "overlap" : "gap", position);
@@ -162,17 +171,18 @@ static dm_status check_layout(safetensors *file, const char *path, dm_error *err
     return DM_OK;
 }
 
-static dm_status check_metadata(const json_t *metadata, const char *path, dm_error *err)
+static dm_status check_metadata(const safetensors *file, const json_t *metadata, const char *path,
+                                dm_error *err)
 {
     const char *key;
     json_t *value;
     if (metadata && !json_is_object(metadata))
-        return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+        return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                          "\"__metadata__\" is not an object");
     json_object_foreach((json_t *)metadata, key, value)
     {
         if (!json_is_string(value))
-            return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+            return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                              "\"__metadata__\": the value of '%.64s' is not a string", key);
     }
     return DM_OK;
@@ -192,7 +202,8 @@ static dm_status parse_header(safetensors *file, const char *path, dm_error *err
 {
     const char *name;
     json_t *info;
-    dm_status status = check_metadata(json_object_get(file->header, "__metadata__"), path, err);
+    dm_status status =
+        check_metadata(file, json_object_get(file->header, "__metadata__"), path, err);
     if (status != DM_OK)
         return status;
     size_t most = json_object_size(file->header);
@@ -204,10 +215,10 @@ static dm_status parse_header(safetensors *file, const char *path, dm_error *err
         if (!strcmp(name, "__metadata__"))
             continue;
         if (!name_is_printable(name))
-            return error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+            return error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                              "tensor %zu of the header has an empty, unprintable or too long name",
                              file->n_tensors + 1);
-        status = parse_tensor(name, info, path, &file->tensors[file->n_tensors], err);
+        status = parse_tensor(file, name, info, path, &file->tensors[file->n_tensors], err);
         if (status != DM_OK)
             return status;
         file->n_tensors++;
@@ -239,6 +250,7 @@ static dm_status read_header(byte_source *source, const char *path, safetensors 
                            "its header does not begin with '{' but with byte 0x%02x", text[0]);
         goto done;
     }
+    file->data_begin = 8 + (size_t)n;
     status = json_parse((const char *)text, (size_t)n, path, &file->header, err);
 done:
     free(length);
@@ -246,31 +258,55 @@ done:
     return status;
 }
 
-dm_status safetensors_read(const char *path, safetensors *file, dm_error *err)
+static dm_status read_data(byte_source *source, const char *path, safetensors *file, dm_error *err)
 {
-    byte_source *source = NULL;
-    memset(file, 0, sizeof *file);
-    dm_status status = source_open(path, &source, err);
+    dm_status status =
+        read_exactly(source, path, "data section", file->data_size, &file->data, err);
     if (status != DM_OK)
         return status;
-    status = read_header(source, path, file, err);
-    if (status != DM_OK)
-        goto done;
-    status = parse_header(file, path, err);
-    if (status != DM_OK)
-        goto done;
-    status = read_exactly(source, path, "data section", file->data_size, &file->data, err);
-    if (status != DM_OK)
-        goto done;
     /* Asking for one more byte also makes the codec check the end of its stream. */
     uint8_t beyond;
     size_t got = 0;
     status = source_read(source, &beyond, 1, &got, err);
     if (status == DM_OK && got)
         status =
-            error_set(err, DM_ERROR_FORMAT, path, remedy_writer,
+            error_set(err, DM_ERROR_FORMAT, path, file->remedy,
                       "there are bytes behind the data section, which has %zu", file->data_size);
-done:
+    return status;
+}
+
+/* Opens the file for parts of the data section, which has to fill it to its end. */
+static dm_status open_data(byte_source *source, const char *path, safetensors *file, dm_error *err)
+{
+    struct stat info;
+    if (source_codec(source) != CODEC_PLAIN)
+        return error_set(err, DM_ERROR_UNSUPPORTED, path, "decompress it first",
+                         "the file is compressed");
+    file->fd = open(path, O_RDONLY | O_CLOEXEC);
+    file->is_open = file->fd >= 0;
+    if (!file->is_open || fstat(file->fd, &info))
+        return error_set(err, DM_ERROR_IO, path, "check the file and the disk",
+                         "cannot open it: %s", strerror(errno));
+    size_t size = info.st_size < 0 ? 0 : (size_t)info.st_size, end = file->data_begin;
+    if (size == end + file->data_size)
+        return DM_OK;
+    return error_set(err, DM_ERROR_FORMAT, path, remedy_damaged,
+                     "the data section should have %zu bytes but has %zu", file->data_size,
+                     size < end ? 0 : size - end);
+}
+
+static dm_status read_file(const char *path, safetensors *file, dm_error *err)
+{
+    byte_source *source = NULL;
+    dm_status status = source_open(path, &source, err);
+    if (status != DM_OK)
+        return status;
+    status = read_header(source, path, file, err);
+    if (status == DM_OK)
+        status = parse_header(file, path, err);
+    if (status == DM_OK)
+        status = file->limit > SAFETENSORS_MAX_DATA ? open_data(source, path, file, err)
+                                                    : read_data(source, path, file, err);
     source_close(source);
     if (status != DM_OK) {
         error_at(err, path);
@@ -279,11 +315,25 @@ done:
     return status;
 }
 
+dm_status safetensors_read(const char *path, safetensors *file, dm_error *err)
+{
+    *file = (safetensors){.remedy = remedy_weights, .limit = SAFETENSORS_MAX_DATA};
+    return read_file(path, file, err);
+}
+
+dm_status safetensors_open(const char *path, safetensors *file, dm_error *err)
+{
+    *file = (safetensors){.remedy = remedy_patches, .limit = ANY_SIZE};
+    return read_file(path, file, err);
+}
+
 void safetensors_clear(safetensors *file)
 {
     json_decref(file->header);
     free(file->tensors);
     free(file->data);
+    if (file->is_open)
+        close(file->fd);
     memset(file, 0, sizeof *file);
 }
 
@@ -336,4 +386,75 @@ dm_status safetensors_values(const safetensors *file, const stored_tensor *tenso
     }
     *values = out;
     return DM_OK;
+}
+
+dm_status safetensors_part(const safetensors *file, const stored_tensor *tensor, const char *path,
+                           size_t first, size_t count, float *values, dm_error *err)
+{
+    size_t at = file->data_begin + tensor->begin + 4 * first, size = 4 * count, have = 0;
+    uint8_t *bytes = (uint8_t *)values;
+    while (have < size) {
+        ssize_t n = pread(file->fd, bytes + have, size - have, (off_t)(at + have));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return error_set(err, DM_ERROR_IO, path, "check the file and the disk",
+                             "cannot read tensor '%s': %s", tensor->name,
+                             n < 0 ? strerror(errno) : "the file has become shorter");
+        have += (size_t)n;
+    }
+    for (size_t i = 0; i < count; i++)
+        values[i] = float_of_bits(little_endian(bytes + 4 * i, 4));
+    return DM_OK;
+}
+
+const stored_tensor *safetensors_find(const safetensors *file, const char *name)
+{
+    for (size_t i = 0; i < file->n_tensors; i++)
+        if (!strcmp(file->tensors[i].name, name))
+            return &file->tensors[i];
+    return NULL;
+}
+
+/* ---- Writing -------------------------------------------------------------------------------- */
+
+static json_t *header_json(const json_t *metadata, const stored_tensor *tensors, size_t n)
+{
+    json_t *header = json_object();
+    size_t begin = 0;
+    json_put(&header, "__metadata__", json_deep_copy(metadata));
+    for (size_t t = 0; t < n; t++) {
+        json_t *item = json_object(), *shape = json_array();
+        size_t end = begin + 4 * tensors[t].count;
+        for (size_t i = 0; i < tensors[t].rank; i++)
+            json_push(&shape, json_integer((json_int_t)tensors[t].shape[i]));
+        json_put(&item, "dtype", json_string("F32"));
+        json_put(&item, "shape", shape);
+        json_put(&item, "data_offsets", json_pack("[I,I]", (json_int_t)begin, (json_int_t)end));
+        json_put(&header, tensors[t].name, item);
+        begin = end;
+    }
+    return header;
+}
+
+dm_status safetensors_write_header(output_file *file, const json_t *metadata,
+                                   const stored_tensor *tensors, size_t n, dm_error *err)
+{
+    static const char spaces[8] = "       "; /* so that the data are aligned */
+    json_t *header = header_json(metadata, tensors, n);
+    char *text = header ? json_dumps(header, JSON_COMPACT) : NULL;
+    json_decref(header);
+    if (!text)
+        return error_memory(err, 4096, "the header of a safetensors file");
+    size_t size = strlen(text), padding = (8 - size % 8) % 8;
+    uint8_t length[8];
+    for (int i = 0; i < 8; i++)
+        length[i] = (uint8_t)((uint64_t)(size + padding) >> 8 * i);
+    dm_status status = output_write(file, length, sizeof length, err);
+    if (status == DM_OK)
+        status = output_write(file, text, size, err);
+    if (status == DM_OK)
+        status = output_write(file, spaces, padding, err);
+    free(text);
+    return status;
 }

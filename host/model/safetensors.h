@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The container of a weights file: safetensors, plain or inside a Zstandard frame. Reading checks
- * every length, offset and shape before it is used, and never allocates more than has been read. */
+/* The container of weights and of patches: safetensors, for weights plain or inside a Zstandard
+ * frame. Reading checks every length, offset and shape before it is used, and never allocates more
+ * than has been read. */
 #ifndef DOSEMAP_MODEL_SAFETENSORS_H
 #define DOSEMAP_MODEL_SAFETENSORS_H
 
 #include <jansson.h>
 
+#include "base/output_file.h"
 #include "dosemap.h"
 
 #define SAFETENSORS_MAX_HEADER ((size_t)8 << 20)
@@ -27,12 +29,24 @@ typedef struct safetensors {
     json_t *header;
     size_t n_tensors;
     stored_tensor *tensors; /* in the order in which they lie in the data section */
-    uint8_t *data;
+    uint8_t *data;          /* of safetensors_read */
     size_t data_size;
+    const char *remedy; /* for a file that is no good */
+    size_t limit;       /* of the data section */
+    bool is_open;       /* safetensors_open: and where in the file the data section begins */
+    int fd;
+    size_t data_begin;
 } safetensors;
 
 /* Errors: IO, FORMAT, UNSUPPORTED (dtype), MEMORY. `file` is cleared on failure. */
 dm_status safetensors_read(const char *path, safetensors *file, dm_error *err);
+
+/* The header alone, of a plain file of any size; elements are read as they are wanted. */
+dm_status safetensors_open(const char *path, safetensors *file, dm_error *err);
+/* `count` elements of an F32 tensor from element `first` on. */
+dm_status safetensors_part(const safetensors *file, const stored_tensor *tensor, const char *path,
+                           size_t first, size_t count, float *values, dm_error *err);
+
 void safetensors_clear(safetensors *file);
 
 /* A value of __metadata__; NULL if there is none. Borrowed. */
@@ -42,5 +56,13 @@ const char *safetensors_metadata(const safetensors *file, const char *key);
  * are DM_ERROR_FORMAT. */
 dm_status safetensors_values(const safetensors *file, const stored_tensor *tensor, const char *path,
                              float **values, dm_error *err);
+
+/* Of that name; NULL if there is none. */
+const stored_tensor *safetensors_find(const safetensors *file, const char *name);
+
+/* The header for F32 tensors whose names and shapes are given and whose data follow it in this
+ * order, without gaps. metadata: strings. */
+dm_status safetensors_write_header(output_file *file, const json_t *metadata,
+                                   const stored_tensor *tensors, size_t n, dm_error *err);
 
 #endif

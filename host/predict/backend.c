@@ -90,3 +90,39 @@ dm_status backend_select(const char *device, dm_convolutions convolutions, const
     }
     return select_cuda(device, convolutions, chosen, err);
 }
+
+element_type precision_element(dm_precision precision)
+{
+    return precision == DM_PRECISION_BF16   ? ELEMENT_BF16
+           : precision == DM_PRECISION_FP16 ? ELEMENT_F16
+                                            : ELEMENT_F32;
+}
+
+/* Libraries below count a tensor's voxels in 32 bits and divide by what has overflowed. */
+static dm_status check_voxels(const plan *steps, dm_error *err)
+{
+    for (size_t i = 0; i < steps->n_tensors; i++) {
+        const size_t *dim = steps->tensors[i].dim; /* z, y, x */
+        size_t plane, voxels;
+        if (!size_multiply(dim[1], dim[2], &plane) || !size_multiply(plane, dim[0], &voxels) ||
+            voxels > INT32_MAX)
+            return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use a smaller tile",
+                             "tensor \"%s\" has %zu x %zu x %zu voxels, more than %d",
+                             steps->tensors[i].name, dim[2], dim[1], dim[0], INT32_MAX);
+    }
+    return DM_OK;
+}
+
+dm_status backend_plan(const backend *b, const graph *g, plan_options *options, plan **made,
+                       dm_error *err)
+{
+    b->plan_needs(options);
+    dm_status status = plan_build(g, options, made, err);
+    if (status == DM_OK)
+        status = check_voxels(*made, err);
+    if (status != DM_OK) {
+        plan_free(*made);
+        *made = NULL;
+    }
+    return status;
+}

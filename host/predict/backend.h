@@ -99,4 +99,12 @@ extern const backend cpu_backend;
 dm_status backend_select(const char *device, dm_convolutions convolutions, const backend **chosen,
                          dm_error *err);
 
+/* Of activations. */
+element_type precision_element(dm_precision precision);
+
+/* plan_build with what the backend's convolutions can do. Errors: besides, UNSUPPORTED for tensors
+ * with more voxels than backends count. */
+dm_status backend_plan(const backend *b, const graph *g, plan_options *options, plan **made,
+                       dm_error *err);
+
 #endif

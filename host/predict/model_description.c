@@ -71,9 +71,7 @@ static plan_options plan_options_of(const dm_model *model, const dm_describe_opt
 {
     int dose = graph_dose_output(&model->graph);
     plan_options made = {.optimise = true, .output = dose < 0 ? 0 : (size_t)dose};
-    made.type = options->precision == DM_PRECISION_BF16   ? ELEMENT_BF16
-                : options->precision == DM_PRECISION_FP16 ? ELEMENT_F16
-                                                          : ELEMENT_F32;
+    made.type = precision_element(options->precision);
     for (int a = 0; a < 3; a++)
         made.tile[a] = options->tile[2 - a] ? options->tile[2 - a] : model->graph.patch[2 - a];
     if (module)

@@ -127,21 +127,6 @@ void predictor_drop_plan(dm_predictor *p)
     p->plan = NULL;
 }
 
-/* Libraries below count a tensor's voxels in 32 bits and divide by what has overflowed. */
-static dm_status check_plan_voxels(const plan *steps, dm_error *err)
-{
-    for (size_t i = 0; i < steps->n_tensors; i++) {
-        const size_t *dim = steps->tensors[i].dim; /* z, y, x */
-        size_t plane, voxels;
-        if (!size_multiply(dim[1], dim[2], &plane) || !size_multiply(plane, dim[0], &voxels) ||
-            voxels > INT32_MAX)
-            return error_set(err, DM_ERROR_UNSUPPORTED, NULL, "use a smaller --tile",
-                             "tensor \"%s\" has %zu x %zu x %zu voxels, more than %d",
-                             steps->tensors[i].name, dim[2], dim[1], dim[0], INT32_MAX);
-    }
-    return DM_OK;
-}
-
 static bool is_planned(const dm_predictor *p, const size_t tile[3])
 {
     return p->plan && memcmp(tile, p->plan_tile, sizeof p->plan_tile) == 0;
@@ -153,14 +138,10 @@ dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
         return DM_OK;
     predictor_drop_plan(p);
     plan_options options = {.tile = {tile[2], tile[1], tile[0]},
-                            .type = p->precision == DM_PRECISION_BF16   ? ELEMENT_BF16
-                                    : p->precision == DM_PRECISION_FP16 ? ELEMENT_F16
-                                                                        : ELEMENT_F32,
-                            .optimise = true};
-    p->backend->plan_needs(&options);
-    dm_status status = plan_build(&p->model->graph, &options, &p->plan, err);
-    if (status == DM_OK)
-        status = check_plan_voxels(p->plan, err);
+                            .type = precision_element(p->precision),
+                            .optimise = true,
+                            .output = p->output};
+    dm_status status = backend_plan(p->backend, &p->model->graph, &options, &p->plan, err);
     memcpy(p->plan_tile, tile, sizeof p->plan_tile);
     if (status != DM_OK) {
         predictor_drop_plan(p);

@@ -22,15 +22,15 @@ typedef struct cpu_round {
     dm_error *errors; /* [n] */
 } cpu_round;
 
-static size_t window_voxels(const plan *steps)
+static size_t elements(const plan *steps, int tensor)
 {
-    const size_t *dim = steps->tensors[steps->input].dim;
-    return dim[0] * dim[1] * dim[2];
+    const plan_tensor *t = &steps->tensors[tensor];
+    return t->dim[0] * t->dim[1] * t->dim[2] * t->channels;
 }
 
 static void fill(const plan *steps, worker *w, const float *window)
 {
-    size_t n = window_voxels(steps);
+    size_t n = elements(steps, steps->input);
     void *to = worker_input(w);
     if (steps->tensors[steps->input].type == ELEMENT_F32) {
         memcpy(to, window, n * sizeof *window);
@@ -46,7 +46,7 @@ static dm_status run_window(const cpu_round *r, worker *w, size_t window, double
                             dm_error *err)
 {
     const measure_request *q = r->request;
-    fill(r->steps, w, q->windows + window % q->n_windows * window_voxels(r->steps));
+    fill(r->steps, w, q->windows + window % q->n_windows * elements(r->steps, r->steps->input));
     if (!seconds)
         return worker_run(w, err);
     dm_status status = DM_OK;
@@ -161,14 +161,14 @@ static dm_status time_layers(cpu_round *r, unsigned n, const network *net, measu
 static dm_status run_outputs(const cpu_round *r, dm_error *err)
 {
     const measure_request *q = r->request;
-    size_t voxels = window_voxels(r->steps);
+    size_t n = elements(r->steps, r->steps->output);
     for (size_t i = 0; q->outputs && i < q->n_windows; i++) {
         dm_status status = run_window(r, r->workers[0], i, NULL, err);
         if (status == DM_OK && q->go_on)
             status = q->go_on(q->context, 0, err);
         if (status != DM_OK)
             return status;
-        memcpy(q->outputs + i * voxels, worker_output(r->workers[0]), voxels * sizeof(float));
+        memcpy(q->outputs + i * n, worker_output(r->workers[0]), n * sizeof(float));
     }
     return DM_OK;
 }

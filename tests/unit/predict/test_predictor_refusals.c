@@ -36,7 +36,8 @@ static void refuse_run(const dm_model *model, const dm_predict_options *options,
     dm_predictor *predictor = NULL;
     dm_prediction *prediction = (dm_prediction *)&err;
     no_error(dm_predictor_create(model, options, &predictor, &err), &err);
-    dm_status found = dm_predictor_run(predictor, pet, &info, NULL, &prediction, &err);
+    dm_status found =
+        dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err);
     expect(&err, status, found, what, remedy);
     assert_null(prediction);
     dm_predictor_free(predictor);
@@ -116,7 +117,7 @@ static void test_tiles(void **state)
     o.tile[1] = 1;
     refuse_create(model, &o, DM_ERROR_VALUE, "total stride 2", "--tile 2");
     o.tile[0] = o.tile[1] = o.tile[2] = 2048; /* 2^33 voxels: 0 in 32 bits */
-    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "2048 x 2048 x 2048", "smaller --tile");
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "2048 x 2048 x 2048", "smaller tile");
     o.tile[0] = o.tile[1] = o.tile[2] = SIZE_MAX / 4 * 2; /* even, and not DM_TILE_WHOLE */
     refuse_create(model, &o, DM_ERROR_VALUE, "", "");
     dm_model_free(model);
