@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -266,17 +268,28 @@ def _fail(message: object, status: int) -> int:
     return status
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+@contextlib.contextmanager
+def _clean_stop() -> Iterator[None]:
+    """Let signals end the import as errors do, which leaves nothing behind."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failed, 2 wrong use."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
     options = _parser().parse_args(arguments)
     try:
-        result = _run(options)
+        with _clean_stop():
+            result = _run(options)
     except UsageError as error:
         return _fail(f"{error}\nTry 'dosemap-import --help'.", USAGE)
     except (NetworkImportError, weights_file.WeightsFileError) as error:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,8 +112,8 @@ def _read_patch(path: Path, axes: str) -> np.ndarray:
         if path.name.endswith((".nii", ".nii.gz")):
             values, _ = nifti.read(path)
             return values if axes == "xyz" else values.T
-    except (OSError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except (OSError, ValueError, EOFError, KeyError, struct.error, zlib.error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise NetworkImportError(f"cannot be read as a patch: {reason}", where=str(path)) from error
     raise UsageError("is no .npy, .nii or .nii.gz file", where=str(path))
 
