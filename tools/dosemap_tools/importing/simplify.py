@@ -25,20 +25,24 @@ _FREE_BYTES = 16 << 20  # what constants may take beyond the file's own weights
 
 # Operators whose value on constants is computed: arithmetic and moving of data. The others are
 # not: a file must not have us run what it likes.
-_FOLDED = frozenset(
-    """Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Cos Div Equal Exp Expand Flatten
-    Floor Gather GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual Log MatMul
-    Max Min Mod Mul Neg Not Or Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Reshape Round ScatterElements ScatterND Sigmoid Sign Sin
-    Size Slice Softplus Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where Xor""".split()
-)
+# fmt: off
+_FOLDED = {
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip",
+    "Concat", "ConstantOfShape", "Cos", "Div", "Equal", "Exp", "Expand",
+    "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual",
+    "Identity", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range",
+    "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Reshape", "Round", "ScatterElements", "ScatterND", "Sigmoid", "Sign",
+    "Sin", "Size", "Slice", "Softplus", "Sqrt", "Squeeze", "Sub",
+    "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where", "Xor",
+}
+# fmt: on
 
 Originals = dict[str, ir.TensorProtocol]
 
 
-def simplify(
-    model: ir.Model, spatial_shape: Sequence[int], channels: int, where: str
-) -> Originals:
+def simplify(model: ir.Model, spatial_shape: Sequence[int], channels: int, where: str) -> Originals:
     """Simplify in place for patches of `spatial_shape`, in the network's own axes.
 
     channels: those of an input whose own number the file leaves open. Returns the weights as the
@@ -135,9 +139,7 @@ def _weights(model: ir.Model) -> Originals:
     return {name: v.const_value for name, v in initializers if v.const_value is not None}
 
 
-def _set_patch(
-    model: ir.Model, spatial_shape: Sequence[int], channels: int, where: str
-) -> None:
+def _set_patch(model: ir.Model, spatial_shape: Sequence[int], channels: int, where: str) -> None:
     """Give the inputs the size of the patch and forget all other shapes, which follow from it."""
     for value in model.graph.inputs:
         if value.shape is None or len(value.shape) != 5:
@@ -180,9 +182,10 @@ def _fold(model: ir.Model, originals: Originals, where: str) -> None:
         nonlocal left
         size = 0
         for output in node.outputs:
-            if output.shape is None or not all(isinstance(d, int) for d in output.shape):
+            shape = static_shape(output)
+            if shape is None:
                 return False
-            size += 8 * math.prod(int(d) for d in output.shape)
+            size += 8 * math.prod(shape)
         if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDED:
             return False
         if size > largest or size > left:
@@ -208,12 +211,20 @@ def _fold(model: ir.Model, originals: Originals, where: str) -> None:
         ) from error
 
 
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """Return a value's shape, None where it is not known in numbers."""
+    if value.shape is None:
+        return None
+    dimensions = tuple(d for d in value.shape if isinstance(d, int))
+    return dimensions if len(dimensions) == len(value.shape) else None
+
+
 def undefined_because(node: ir.Node, opset: int) -> str:
     """Return why the shape of a node's output is not known, in the words of onnx; or nothing."""
-    types = {}
-    data = {}
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
     for value in node.inputs:
-        if value is None or value.type is None or value.shape is None:
+        if value is None or not value.name or value.type is None or value.shape is None:
             continue
         proto = ir.serde.serialize_type(value.type)
         ir.serde.serialize_shape_into(proto, value.shape)
@@ -222,9 +233,7 @@ def undefined_because(node: ir.Node, opset: int) -> str:
             data[value.name] = ir.serde.serialize_tensor(value.const_value)
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-        onnx.shape_inference.infer_node_outputs(
-            schema, ir.serde.serialize_node(node), types, data
-        )
+        onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
     except Exception as error:  # whatever onnx says about it is the answer
         return " ".join(str(error).split())
     return ""
