@@ -139,8 +139,7 @@ dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
     predictor_drop_plan(p);
     plan_options options = {.tile = {tile[2], tile[1], tile[0]},
                             .type = precision_element(p->precision),
-                            .optimise = true,
-                            .output = p->output};
+                            .optimise = true};
     dm_status status = backend_plan(p->backend, &p->model->graph, &options, &p->plan, err);
     memcpy(p->plan_tile, tile, sizeof p->plan_tile);
     if (status != DM_OK) {
