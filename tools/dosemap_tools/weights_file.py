@@ -63,7 +63,7 @@ def from_bf16_bits(bits: np.ndarray) -> np.ndarray:
     return (bits.astype("<u4") << 16).view("<f4")
 
 
-def _encode(name: str, values: np.ndarray, dtype: str) -> memoryview:
+def encode_tensor(name: str, values: np.ndarray, dtype: str) -> memoryview:
     """Return one tensor's bytes as the file has it; no copy where it lies in memory like that."""
     if values.ndim > 5:
         raise WeightsFileError(f"tensor {name} has {values.ndim} dimensions; at most 5 are allowed")
@@ -123,7 +123,7 @@ def _pieces(
     entries: Json = {}
     offset, checksum = 0, _new_checksum()
     for name in sorted(tensors):
-        data = _encode(name, np.asarray(tensors[name]), dtype)
+        data = encode_tensor(name, np.asarray(tensors[name]), dtype)
         entries[name] = {
             "dtype": dtype,
             "shape": [int(n) for n in np.shape(tensors[name])],
@@ -145,7 +145,7 @@ def _pieces(
     def pieces() -> Iterator[bytes | memoryview]:
         yield header
         for name in sorted(tensors):
-            yield _encode(name, np.asarray(tensors[name]), dtype)
+            yield encode_tensor(name, np.asarray(tensors[name]), dtype)
 
     return len(header) + offset, pieces()
 
