@@ -178,6 +178,10 @@ class GraphBuilder:
             self._arrays[value] = self._read(value)
         return self._arrays[value]
 
+    def is_original(self, name: str) -> bool:
+        """Tell whether the file has a weight of that name."""
+        return name in self._originals
+
     def _read(self, value: ir.Value) -> tuple[str, np.ndarray]:
         tensor, name = value.const_value, value.name or ""
         assert tensor is not None

@@ -78,10 +78,16 @@ def convolution(step: Step) -> Made:
         if step.attribute("output_shape"):
             step.fail("its size is given as output_shape", "give pads and output_padding instead")
     inputs = [data.name, step.weight(1)]
-    if step.input(2) is not None:
+    if step.input(2) is not None and not _is_no_bias(step):
         inputs.append(step.weight(2, (channels,)))
     attributes = without_defaults(attributes, WINDOW_DEFAULTS)
     return step.emit(step.node.op_type, inputs, attributes=attributes)
+
+
+def _is_no_bias(step: Step) -> bool:
+    """Tell whether a bias is zeros that an exporter made up: PyTorch's gives them any shape."""
+    name, values = step.parameter(2)
+    return not step.builder.is_original(name) and not values.any()
 
 
 @RULES.lowers("Gemm", "MatMul")
