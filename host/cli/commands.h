@@ -4,7 +4,7 @@
 
 #include "cli/options.h"
 
-extern const command command_predict, command_dvh, command_inspect, command_bench, command_doctor,
-    command_completion;
+extern const command command_predict, command_dvh, command_inspect, command_forward, command_bench,
+    command_doctor, command_completion;
 
 #endif

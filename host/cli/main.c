@@ -13,8 +13,8 @@
 #include "dosemap.h"
 
 const command *const commands[] = {
-    &command_predict,    &command_dvh, &command_inspect, &command_bench, &command_doctor,
-    &command_completion, NULL};
+    &command_predict, &command_dvh,    &command_inspect,    &command_forward,
+    &command_bench,   &command_doctor, &command_completion, NULL};
 
 static void print_help(FILE *out)
 {

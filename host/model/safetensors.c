@@ -18,9 +18,6 @@ static const char remedy_damaged[] = "the file is damaged or incomplete; copy or
 static const char remedy_weights[] = "export the network again with dosemap export";
 static const char remedy_patches[] = "write it with the safetensors library";
 
-/* Beyond every disk, and sums of two such sizes are no overflow. */
-#define ANY_SIZE (SIZE_MAX / 8)
-
 static uint32_t little_endian(const uint8_t *bytes, size_t n)
 {
     uint32_t value = 0;
@@ -323,7 +320,7 @@ dm_status safetensors_read(const char *path, safetensors *file, dm_error *err)
 
 dm_status safetensors_open(const char *path, safetensors *file, dm_error *err)
 {
-    *file = (safetensors){.remedy = remedy_patches, .limit = ANY_SIZE};
+    *file = (safetensors){.remedy = remedy_patches, .limit = SAFETENSORS_ANY_DATA};
     return read_file(path, file, err);
 }
 

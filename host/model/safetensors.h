@@ -13,6 +13,8 @@
 #define SAFETENSORS_MAX_HEADER ((size_t)8 << 20)
 #define SAFETENSORS_MAX_DATA ((size_t)4 << 30)
 #define SAFETENSORS_MAX_RANK 5
+/* Beyond every disk, and products with 4 and sums are no overflow. */
+#define SAFETENSORS_ANY_DATA (SIZE_MAX / 16)
 
 typedef enum tensor_type { TENSOR_F32, TENSOR_F16, TENSOR_BF16 } tensor_type;
 

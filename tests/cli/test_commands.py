@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import BIN, MODEL, QUICK, SUV_78, dosemap
 
-COMMANDS = ("predict", "dvh", "inspect", "bench", "doctor", "completion")
+COMMANDS = ("predict", "dvh", "inspect", "forward", "bench", "doctor", "completion")
 
 
 def test_help_lists_every_command() -> None:
