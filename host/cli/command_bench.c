@@ -9,6 +9,7 @@
 
 #include "cli/bench_report.h"
 #include "cli/commands.h"
+#include "cli/ct_options.h"
 #include "cli/json_work.h"
 #include "cli/pet_options.h"
 #include "cli/running_options.h"
@@ -16,12 +17,12 @@
 #include "dosemap.h"
 
 typedef struct bench_args {
-    const char *model, *size, *json;
+    const char *model, *ct, *size, *json;
     running_args running;
     pet_args pet;
     int scenario;
     unsigned runs, warmup;
-    bool layers, tune, quiet;
+    bool ct_is_hu, layers, tune, quiet;
 } bench_args;
 
 #define FIELD(name) offsetof(bench_args, name)
@@ -37,6 +38,7 @@ static const option_spec bench_options[] = {
     {"model", 'm', OPTION_FILE, FIELD(model), "FILE", "network weights (default: $DOSEMAP_MODEL, then the installed ones)", 0, 0, "Model"},
     PET_OPTIONS(bench_args, pet),
     NAN_TO_ZERO_OPTION(bench_args, running),
+    CT_OPTIONS(FIELD(ct), OPTION_FILE, FIELD(ct_is_hu), ""),
     RUNNING_OPTIONS(bench_args, running),
     {"json", 0, OPTION_FILE, FIELD(json), "FILE|-", "write all figures as one JSON object, to a file or (-) to standard output in the place of the summary", 0, 0, "Messages"},
     {"quiet", 'q', OPTION_FLAG, FIELD(quiet), NULL, "no progress bar and no summary; errors only", 0, 0, NULL},
@@ -61,8 +63,9 @@ typedef struct bench_work {
     dm_benchmark_options options;
     const char *pet_path;
     dm_model *model;
-    dm_volume *pet;
+    dm_volume *pet, *ct;
     dm_pet_info info;
+    dm_ct_info ct_info;
     progress_bar bar;
 } bench_work;
 
@@ -89,10 +92,13 @@ static int check_arguments(bench_work *w, const string_list *pets)
     if (pets->count == 1 && args->size)
         return usage_error(&command_bench, "--size is for a PET that is made, not for %s",
                            pets->items[0]);
+    if (pets->count == 0 && args->ct)
+        return usage_error(&command_bench, "--ct %s belongs to a PET, and none is named", args->ct);
     if (args->json && !*args->json)
         return usage_error(&command_bench, "--json wants a file or -, not ''");
-    if (is_file(args->json) && (same_file(args->json, args->model) ||
-                                (pets->count == 1 && same_file(args->json, pets->items[0]))))
+    if (is_file(args->json) &&
+        (same_file(args->json, args->model) || same_file(args->json, args->ct) ||
+         (pets->count == 1 && same_file(args->json, pets->items[0]))))
         return usage_error(&command_bench, "--json %s would overwrite an input", args->json);
     if (args->size && !parse_edges(args->size, w->options.size))
         return usage_error(&command_bench,
@@ -155,11 +161,17 @@ static dm_status load(bench_work *w, dm_error *err)
     if (status == DM_OK)
         status = dm_model_load(path, &w->model, err);
     if (status == DM_OK && w->pet_path) {
-        status = dm_volume_read(w->pet_path, &w->pet, err);
+        status = ct_check(w->model, w->args->ct != NULL, err);
+        if (status == DM_OK)
+            status = dm_volume_read(w->pet_path, &w->pet, err);
         if (status == DM_OK)
             status = dm_pet_info_read(w->pet_path, &w->info, err);
         if (status == DM_OK)
             status = pet_args_apply(&w->args->pet, &w->info, err);
+        if (status == DM_OK && w->args->ct)
+            status = ct_read(w->args->ct, w->pet,
+                             &(dm_ct_options){w->args->ct_is_hu, w->predict.nan_to_zero}, &w->ct,
+                             &w->ct_info, err);
     }
     if (status == DM_OK)
         status = check_inputs_stay(w->args->json, path, w->info.sidecar, err);
@@ -195,15 +207,18 @@ static int bench(bench_work *w)
     w->predict.progress = progress_show;
     w->predict.progress_user = &w->bar;
     dm_status status = load(w, &err);
+    const dm_patient patient = {
+        .pet = w->pet, .info = &w->info, .ct = w->ct, .ct_info = &w->ct_info};
     if (status == DM_OK)
-        status = dm_benchmark(w->model, &w->predict, &w->options, w->pet, w->pet ? &w->info : NULL,
-                              &json, &err);
+        status =
+            dm_benchmark(w->model, &w->predict, &w->options, w->pet ? &patient : NULL, &json, &err);
     progress_hide(&w->bar);
     if (status == DM_OK)
         done = publish(w, json);
     else
         terminal_error(&err);
     dm_string_free(json);
+    dm_volume_free(w->ct);
     dm_volume_free(w->pet);
     dm_model_free(w->model);
     return done ? EXIT_DONE : EXIT_FAILED;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/ct_options.h"
 #include "cli/json_work.h"
 #include "cli/number_list.h"
 #include "cli/predict_cohort.h"
@@ -20,10 +21,11 @@ static const option_spec predict_options[] = {
     {"output", 'o', OPTION_FILE, FIELD(output), "OUT.nii[.gz|.zst]", "dose map to write (one PET); OUT.json, and with --labels OUT_dvh.tsv and OUT_organs.tsv, appear beside it", 0, 0, "Output"},
     {"out-dir", 0, OPTION_FILE, FIELD(out_dir), "DIR", "folder for the outputs of several PETs, made if it is missing: NAME_pet.nii.gz becomes DIR/NAME_dose.nii.gz", 0, 0, NULL},
     {"activity", 'a', OPTION_NUMBER, FIELD(activity_gbq), "GBQ", "therapy activity administered; the map is then in Gy, without it in Gy/GBq", 1e-6, 200, NULL},
-    {"resume", 0, OPTION_FLAG, FIELD(resume), NULL, "skip PETs whose dose map is finished, with the same --activity, --model and --overlap, and with tables if --labels is given", 0, 0, NULL},
+    {"resume", 0, OPTION_FLAG, FIELD(resume), NULL, "skip PETs whose dose map is finished, with the same --activity, --model, --overlap and --ct, and with tables if --labels is given", 0, 0, NULL},
     {"model", 'm', OPTION_FILE, FIELD(model), "FILE", "network weights (default: $DOSEMAP_MODEL, then the installed ones)", 0, 0, "Model"},
     PET_OPTIONS(predict_args, pet),
     NAN_TO_ZERO_OPTION(predict_args, running),
+    CT_OPTIONS(FIELD(ct), OPTION_FILE_LIST, FIELD(ct_is_hu), "; with several PETs once for each, in their order"),
     {"labels", 'l', OPTION_FILE_LIST, FIELD(labels), "FILE|DIR", "structures for the DVHs: one multi-label file, or a folder with a mask per structure; with several PETs once for each, in their order", 0, 0, "Structures"},
     {"label-names", 0, OPTION_FILE, FIELD(label_names), "FILE", "JSON or TSV with the names of the ids, or totalsegmentator:total, totalsegmentator:head_glands_cavities", 0, 0, NULL},
     {"resample-labels", 0, OPTION_FLAG, FIELD(resample_labels), NULL, "bring labels from another grid onto the PET's by nearest neighbour", 0, 0, NULL},
@@ -39,7 +41,7 @@ static int run(int argc, char **argv);
 const command command_predict = {
     "predict",
     "PET... -o OUT.nii.gz [options]",
-    "PET to dose map, with DVHs and an organ table where labels are given",
+    "PET (and CT) to dose map, with DVHs and an organ table where labels are given",
     "Each PET is NIfTI (.nii, .nii.gz, .nii.zst). Units, injected activity and times are read from "
     "the BIDS-PET or dcm2niix sidecar beside it (same name, .json); options override them. What is "
     "needed and not known is asked for, never guessed. The dose map has the PET's grid and "
@@ -110,6 +112,9 @@ static int check_operands(const predict_args *args, const string_list *pets)
     if (args->labels.count > 0 && args->labels.count != pets->count)
         return usage_error(&command_predict, "%zu PETs but --labels given %zu times: once for each",
                            pets->count, args->labels.count);
+    if (args->ct.count > 0 && args->ct.count != pets->count)
+        return usage_error(&command_predict, "%zu PETs but --ct given %zu times: once for each",
+                           pets->count, args->ct.count);
     return args->out_dir ? check_outputs_differ(args, pets) : -1;
 }
 
@@ -147,7 +152,8 @@ static int run(int argc, char **argv)
         args.model = default_model;
     }
     if (dm_model_load(args.model, &model, &err) != DM_OK ||
-        dm_predictor_create(model, &options, &job.predictor, &err) != DM_OK)
+        dm_predictor_create(model, &options, &job.predictor, &err) != DM_OK ||
+        ct_check(model, args.ct.count > 0, &err) != DM_OK)
         goto failed;
     job.model = model;
     status = predict_cohort(&job);
@@ -157,6 +163,7 @@ failed:
 done:
     dm_predictor_free(job.predictor);
     dm_model_free(model);
+    free(args.ct.items);
     free(args.labels.items);
     free(pets.items);
     free(line);

@@ -79,15 +79,27 @@ const char *dose_sidecar_unit(const json_t *sidecar)
     return unit && (strcmp(unit, "Gy") == 0 || strcmp(unit, "Gy/GBq") == 0) ? unit : NULL;
 }
 
-bool dose_sidecar_has_output(const json_t *sidecar, const char *role)
+/* The file of `role` in a list of such. */
+static const json_t *find_file(const json_t *files, const char *role)
 {
     size_t i;
     json_t *entry;
-    json_array_foreach(json_object_get(sidecar, "Outputs"), i, entry)
+    json_array_foreach(files, i, entry)
     {
         const char *name = json_string_value(json_object_get(entry, "Role"));
         if (name && strcmp(name, role) == 0)
-            return true;
+            return entry;
     }
-    return false;
+    return NULL;
+}
+
+bool dose_sidecar_has_output(const json_t *sidecar, const char *role)
+{
+    return find_file(json_object_get(sidecar, "Outputs"), role) != NULL;
+}
+
+const char *dose_sidecar_source(const json_t *sidecar, const char *role)
+{
+    const json_t *file = find_file(json_object_get(sidecar, "SourceFiles"), role);
+    return json_string_value(json_object_get(file, "Path"));
 }

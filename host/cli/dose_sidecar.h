@@ -18,4 +18,7 @@ const char *dose_sidecar_unit(const json_t *sidecar);
 /* True if a file of `role` ("dose", "dvh", "organs") was written. */
 bool dose_sidecar_has_output(const json_t *sidecar, const char *role);
 
+/* The path of the input of that role ("pet", "ct"), or NULL. Borrowed. */
+const char *dose_sidecar_source(const json_t *sidecar, const char *role);
+
 #endif

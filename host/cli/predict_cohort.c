@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "cli/cohort.h"
+#include "cli/ct_options.h"
 #include "cli/dose_sidecar.h"
 #include "cli/json_work.h"
 #include "cli/predict_report.h"
@@ -93,15 +94,22 @@ static dm_status check_folder(const char *dose, dm_error *err)
     return DM_OK;
 }
 
+/* What a list of one file per PET has for it. */
+static const char *item_or_null(const string_list *list, size_t index)
+{
+    return list->count ? list->items[index] : NULL;
+}
+
 /* Before the work of hours, too: no input is overwritten. `sidecar`: the PET's, or empty. */
 static dm_status check_inputs_stay(const predict_args *args, size_t index, const char *pet,
                                    const char *sidecar, const dm_output_paths *paths, dm_error *err)
 {
-    const char *labels = args->labels.count ? args->labels.items[index] : NULL;
+    const char *labels = item_or_null(&args->labels, index);
     const struct {
         const char *path, *what;
     } inputs[] = {{pet, "the PET"},
                   {sidecar, "the PET's sidecar"},
+                  {item_or_null(&args->ct, index), "the CT"},
                   {labels, "the labels"},
                   {args->label_names, "the names of the labels"},
                   {args->model, "the model"}};
@@ -140,10 +148,12 @@ typedef struct cohort_item {
     dm_status status;
     dm_error err;
     bool skipped;
-    char note[4352]; /* for the user, before the PET's turn */
+    char note[8704]; /* for the user, before the PET's turn */
     dm_output_paths paths;
     dm_pet_info info;
     dm_volume *pet;
+    dm_volume *ct; /* on the PET's grid */
+    dm_ct_info ct_info;
     dm_labels *labels;
     dm_prediction *prediction;
 } cohort_item;
@@ -154,7 +164,7 @@ static cohort_item *item_of(const predict_job *job, size_t index)
 }
 
 /* The option that an earlier prediction was made without or with another value of, or NULL. */
-static const char *other_option(const predict_job *job, const json_t *sidecar,
+static const char *other_option(const predict_job *job, size_t index, const json_t *sidecar,
                                 const dm_output_paths *paths)
 {
     const predict_args *args = job->args;
@@ -169,6 +179,10 @@ static const char *other_option(const predict_job *job, const json_t *sidecar,
         return "--model";
     if (!isnan(args->running.overlap) && json_number_value(overlap) != args->running.overlap)
         return "--overlap";
+    const char *ct = item_or_null(&args->ct, index),
+               *earlier_ct = dose_sidecar_source(sidecar, "ct");
+    if (!ct != !earlier_ct || (ct && strcmp(ct, earlier_ct) != 0))
+        return "--ct";
     if (args->labels.count > 0 &&
         (!dose_sidecar_has_output(sidecar, "dvh") || access(paths->dvh, R_OK) != 0 ||
          !dose_sidecar_has_output(sidecar, "organs") || access(paths->organs, R_OK) != 0))
@@ -176,7 +190,7 @@ static const char *other_option(const predict_job *job, const json_t *sidecar,
     return NULL;
 }
 
-static bool is_finished(const predict_job *job, cohort_item *item)
+static bool is_finished(const predict_job *job, size_t index, cohort_item *item)
 {
     const char *dose = item->paths.dose;
     if (!dm_prediction_is_complete(dose))
@@ -185,7 +199,7 @@ static bool is_finished(const predict_job *job, cohort_item *item)
     dm_error unread = {0};
     if (!dose_sidecar_load(dose, &sidecar, &unread))
         return false;
-    const char *other = other_option(job, sidecar, &item->paths);
+    const char *other = other_option(job, index, sidecar, &item->paths);
     json_decref(sidecar);
     if (other)
         snprintf(item->note, sizeof item->note,
@@ -195,6 +209,20 @@ static bool is_finished(const predict_job *job, cohort_item *item)
     return !other;
 }
 
+static dm_status read_ct(const predict_args *args, size_t index, cohort_item *item)
+{
+    const dm_ct_options options = {.is_hu = args->ct_is_hu,
+                                   .nan_to_air = args->running.nan_to_zero};
+    const char *path = item_or_null(&args->ct, index);
+    if (!path)
+        return DM_OK;
+    dm_status status = ct_read(path, item->pet, &options, &item->ct, &item->ct_info, &item->err);
+    if (status == DM_OK)
+        ct_note(path, &item->ct_info, item->note + strlen(item->note),
+                sizeof item->note - strlen(item->note));
+    return status;
+}
+
 static dm_status read_item(const predict_job *job, size_t index, cohort_item *item)
 {
     const predict_args *args = job->args;
@@ -202,14 +230,15 @@ static dm_status read_item(const predict_job *job, size_t index, cohort_item *it
     dm_status status = predict_output_paths(args, item->pet_path, &item->paths, err);
     if (status != DM_OK || (status = check_folder(item->paths.dose, err)) != DM_OK)
         return status;
-    item->skipped = args->resume && is_finished(job, item);
+    item->skipped = args->resume && is_finished(job, index, item);
     if (item->skipped)
         return DM_OK;
     if ((status = dm_pet_info_read(item->pet_path, &item->info, err)) == DM_OK &&
         (status = check_inputs_stay(args, index, item->pet_path, item->info.sidecar, &item->paths,
                                     err)) == DM_OK &&
         (status = dm_volume_read(item->pet_path, &item->pet, err)) == DM_OK &&
-        (status = pet_args_apply(&args->pet, &item->info, err)) == DM_OK)
+        (status = pet_args_apply(&args->pet, &item->info, err)) == DM_OK &&
+        (status = read_ct(args, index, item)) == DM_OK)
         status = read_labels(args, index, item->pet, &item->labels, err);
     return status;
 }
@@ -217,8 +246,10 @@ static dm_status read_item(const predict_job *job, size_t index, cohort_item *it
 static void drop_inputs(cohort_item *item)
 {
     dm_labels_free(item->labels);
+    dm_volume_free(item->ct);
     dm_volume_free(item->pet);
     item->labels = NULL;
+    item->ct = NULL;
     item->pet = NULL;
 }
 
@@ -240,29 +271,31 @@ static bool can_read_ahead(void *context, size_t index)
 {
     const predict_job *job = context;
     const predict_args *args = job->args;
-    const char *inputs[] = {job->pets->items[index],
-                            args->labels.count ? args->labels.items[index] : NULL};
+    const char *inputs[] = {job->pets->items[index], item_or_null(&args->ct, index),
+                            item_or_null(&args->labels, index)};
     for (size_t before = index > 2 ? index - 2 : 0; before < index; before++) {
         char output[4096];
         if (output_name(args, job->pets->items[before], output, sizeof output) != 0)
             continue;
         const char *name = file_name(output), *suffix = strstr(name, ".nii");
         size_t stem = suffix ? (size_t)(suffix - name) : strlen(name);
-        for (size_t i = 0; i < 2; i++)
+        for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
             if (inputs[i] && strncmp(file_name(inputs[i]), name, stem) == 0)
                 return false;
     }
     return true;
 }
 
-/* For the next PET, and for the last one's dose map. */
+/* For the next PET, with its CT as it is stored and on the PET's grid, and for the last one's dose
+ * map. */
 static bool has_room(void *context, size_t index)
 {
     predict_job *job = context;
     const cohort_item *item = item_of(job, index);
     if (item->status != DM_OK || item->skipped)
         return item->status != DM_ERROR_MEMORY;
-    return dm_predictor_reserve(job->predictor, &item->pet->grid, item->labels, 2);
+    unsigned volumes = item->ct ? 3 + ct_volumes(&item->ct_info, item->pet) : 2;
+    return dm_predictor_reserve(job->predictor, &item->pet->grid, item->labels, volumes);
 }
 
 static void read_again(void *context, size_t index)
@@ -295,8 +328,12 @@ static void predict_stage(void *context, size_t index)
     pthread_mutex_lock(&job->screen);
     progress_begin(&job->bar, file_name(item->pet_path), job->args->quiet || job->args->json);
     pthread_mutex_unlock(&job->screen);
-    item->status = dm_predictor_run(job->predictor, item->pet, &item->info, item->labels,
-                                    &item->prediction, &item->err);
+    const dm_patient patient = {.pet = item->pet,
+                                .info = &item->info,
+                                .ct = item->ct,
+                                .ct_info = &item->ct_info,
+                                .labels = item->labels};
+    item->status = dm_predictor_run(job->predictor, &patient, &item->prediction, &item->err);
     drop_inputs(item);
     pthread_mutex_lock(&job->screen);
     progress_hide(&job->bar);
@@ -322,8 +359,10 @@ static void write_stage(void *context, size_t index)
     cohort_item *item = item_of(job, index);
     if (item->skipped)
         return;
-    dm_sources sources = {item->pet_path, args->labels.count ? args->labels.items[index] : NULL,
-                          job->command_line};
+    const dm_sources sources = {.pet_path = item->pet_path,
+                                .ct_path = item_or_null(&args->ct, index),
+                                .labels_path = item_or_null(&args->labels, index),
+                                .command_line = job->command_line};
     if (item->status == DM_OK)
         item->status = dm_prediction_write(item->prediction, item->paths.dose, &sources,
                                            args->running.threads, &item->err);

@@ -14,11 +14,11 @@
 
 typedef struct predict_args {
     const char *output, *out_dir, *model, *label_names, *vx;
-    string_list labels;
+    string_list ct, labels;
     pet_args pet;
     running_args running;
     double activity_gbq;
-    bool resample_labels, resume, json, quiet;
+    bool ct_is_hu, resample_labels, resume, json, quiet;
 } predict_args;
 
 typedef struct predict_job {

@@ -306,7 +306,9 @@ DM_API dm_status dm_model_load(const char *path, dm_model **model, dm_error *err
 DM_API void dm_model_free(dm_model *model);
 DM_API const char *dm_model_name(const dm_model *model);
 DM_API const char *dm_model_path(const dm_model *model);
-DM_API dm_quantity dm_model_input_quantity(const dm_model *model);
+DM_API dm_quantity dm_model_input_quantity(const dm_model *model); /* of the first input */
+/* Has the model an input of that quantity? One of DM_QUANTITY_HU wants a CT. */
+DM_API bool dm_model_takes(const dm_model *model, dm_quantity quantity);
 
 /* The model's card, and its graph, as JSON text; borrowed. */
 DM_API const char *dm_model_card_json(const dm_model *model);
@@ -367,7 +369,50 @@ DM_API dm_status dm_model_describe(const dm_model *model, const dm_describe_opti
 DM_API dm_status dm_model_compare(const dm_model *a, const dm_model *b, bool as_json, bool *same,
                                   char **text, dm_error *err);
 
+/* ---- CT for networks that take one ---------------------------------------------------------- */
+
+#define DM_AIR_HU (-1000.0f)
+
+/* Zero is the default of every field. */
+typedef struct dm_ct_options {
+    bool is_hu;      /* take the values as HU whatever they look like */
+    bool nan_to_air; /* take NaN and Inf voxels as air instead of failing */
+} dm_ct_options;
+
+/* How a CT came onto a PET's grid. */
+typedef struct dm_ct_info {
+    size_t dim[3]; /* size and voxels of the CT before */
+    double spacing_mm[3];
+    double lowest, highest; /* of its values, HU */
+    size_t voxels_to_air;   /* that were not finite */
+    bool resampled;         /* false: it lies on the PET's grid, and was taken as it is */
+    /* Shares of the PET's voxels, and of the sum of its positive values, in the CT's field of view;
+     * what lies outside has DM_AIR_HU. */
+    double voxels_covered, activity_covered;
+} dm_ct_info;
+
+/* A CT in HU onto the grid of `pet`, a new volume without NaN: averaged over a PET voxel where that
+ * is more than 1.5 times longer, else interpolated linearly at its centre; copied where the grids
+ * are equal (dm_grid_equal). The CT may be stored in any orientation and spacing along the PET's
+ * axes. ct: values as dm_volume_read gives them. options: NULL for the defaults.
+ * Errors: VALUE (values that cannot be HU: none from -200 down, as air has, none from -200 up, or
+ * some beyond 100000; NaN or Inf; axes that are not the PET's; no voxel in common), MEMORY. */
+DM_API dm_status dm_ct_onto_pet(const dm_volume *ct, const dm_volume *pet,
+                                const dm_ct_options *options, dm_volume **on_pet, dm_ct_info *info,
+                                dm_error *err);
+
 /* ---- Prediction ----------------------------------------------------------------------------- */
+
+/* The images of one patient, borrowed by the function that takes them. Zero is the default of every
+ * field; later versions may have more. */
+typedef struct dm_patient {
+    const dm_volume *pet;      /* stored values */
+    const dm_pet_info *info;   /* how to quantify them */
+    const dm_volume *ct;       /* HU on the PET's grid (dm_ct_onto_pet), where dm_model_takes
+                                DM_QUANTITY_HU; else NULL */
+    const dm_ct_info *ct_info; /* for the provenance; may be NULL */
+    const dm_labels *labels;   /* structures on the PET's grid, or NULL */
+} dm_patient;
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
 
@@ -410,8 +455,11 @@ typedef struct dm_predict_options {
 DM_API void dm_predict_options_init(dm_predict_options *options);
 
 /* A model made ready on a device with these options; reusable over many PETs, one at a time. Keeps
- * a reference to `model`, which must outlive it; copies `options`. Errors: VALUE (an option out of
- * range), UNSUPPORTED (model, precision), DEVICE, MEMORY (a tile that no memory holds). */
+ * a reference to `model`, which must outlive it; copies `options`. The model has one input of
+ * UPTAKE or SUV, at most one more, of HU, and one output of DOSE_PER_ACTIVITY with a value for each
+ * voxel, of one channel each; what it needs for other outputs only is not computed. Errors: VALUE
+ * (an option out of range), UNSUPPORTED (model, precision), DEVICE, MEMORY (a tile that no memory
+ * holds). */
 typedef struct dm_predictor dm_predictor;
 DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *options,
                                      dm_predictor **predictor, dm_error *err);
@@ -428,11 +476,10 @@ DM_API bool dm_predictor_reserve(dm_predictor *predictor, const dm_grid *grid,
 /* One patient's result. */
 typedef struct dm_prediction dm_prediction;
 
-/* pet: stored values; info: how to quantify them; labels: NULL or structures on the PET's grid
- * (else DM_ERROR_VALUE). The dose map lies on the PET's grid. DM_ERROR_MEMORY before anything is
- * computed where it needs more memory than options.memory_bytes allows. */
-DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet,
-                                  const dm_pet_info *info, const dm_labels *labels,
+/* The dose map lies on the PET's grid. Errors: VALUE (images missing, not wanted, on another grid or
+ * with values that are no numbers; quantification), MEMORY before anything is computed where it
+ * needs more memory than options.memory_bytes allows. */
+DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_patient *patient,
                                   dm_prediction **prediction, dm_error *err);
 DM_API void dm_prediction_free(dm_prediction *prediction);
 /* Gy, or Gy/GBq without an activity. Borrowed. */
@@ -446,6 +493,7 @@ DM_API const char *dm_prediction_provenance_json(const dm_prediction *prediction
 /* Files that a prediction came from, for the sidecar; any may be NULL. */
 typedef struct dm_sources {
     const char *pet_path;
+    const char *ct_path;
     const char *labels_path;
     const char *command_line;
 } dm_sources;
@@ -490,16 +538,17 @@ typedef struct dm_benchmark_options {
 /* All scenarios. */
 DM_API void dm_benchmark_options_init(dm_benchmark_options *options);
 
-/* Measures prediction with these options on this machine. predict, options: NULL for defaults. pet
- * and info: what is predicted, without labels; both NULL: a PET that is made. *json: one object,
+/* Measures prediction with these options on this machine. predict, options: NULL for defaults.
+ * patient: what is predicted, labels left out; NULL: a PET, and CT if the model takes one, that are
+ * made. *json: one object,
  * whose keys bench/README.md explains. Calls predict->progress as a prediction does. A device on the
  * host (emulated, for tests) is measured like any other; "emulated" is true then, and times mean
  * nothing. Errors: as dm_predictor_create and dm_predictor_run; VALUE (options), UNSUPPORTED (tune
  * where there is nothing to choose), IO (what tuning found cannot be written). One thread at a
  * time. */
 DM_API dm_status dm_benchmark(const dm_model *model, const dm_predict_options *predict,
-                              const dm_benchmark_options *options, const dm_volume *pet,
-                              const dm_pet_info *info, char **json, dm_error *err);
+                              const dm_benchmark_options *options, const dm_patient *patient,
+                              char **json, dm_error *err);
 
 /* ---- This installation ---------------------------------------------------------------------- */
 
@@ -514,46 +563,3 @@ DM_API dm_status dm_default_model_path(char *path, size_t size, dm_error *err);
 }
 #endif
 #endif
-/* ---- The network alone ---------------------------------------------------------------------- */
-
-/* Patches of one input or output of a model, in the network's values (behind its intensity
- * transform) and axes (`spatial_axes` of its graph): element (n, c, i, j, k) is
- * data[(((n*channels + c)*size[0] + i)*size[1] + j)*size[2] + k]. */
-typedef struct dm_patches {
-    const char *name; /* of the input or output, as the graph has it */
-    size_t count, channels, size[3];
-    float *data;
-} dm_patches;
-
-typedef struct dm_forward_options {
-    dm_precision precision;       /* AUTO: float32 */
-    const char *device;           /* "auto", "cpu", "cuda", "cuda:1"; NULL: auto */
-    unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
-    dm_convolutions convolutions; /* on a CUDA device */
-    dm_progress progress;         /* may be NULL */
-    void *progress_user;
-} dm_forward_options;
-
-DM_API void dm_forward_options_init(dm_forward_options *options);
-
-/* What the network makes of patches: no tiling, no units, no intensity transforms. Any model, also
- * one that cannot predict. inputs: one for each of the graph's, in any order, all with the same
- * count (at least 1) and size, which the network has to be defined for; their data are read only.
- * *outputs: one for each of the graph's, in its order, whose size may be another; released with
- * dm_patches_free; names belong to the model. options: NULL for the defaults. Takes the memory of
- * one patch, and of the inputs and outputs. On the CPU a patch's result does not depend on the
- * others nor on the number of threads. Errors: VALUE (an input missing, unknown, or of the wrong
- * shape; a value that is not finite, there or in the result), UNSUPPORTED (precision), DEVICE,
- * MEMORY, CANCELLED. */
-DM_API dm_status dm_model_forward(const dm_model *model, const dm_patches *inputs, size_t n_inputs,
-                                  const dm_forward_options *options, dm_patches **outputs,
-                                  size_t *n_outputs, dm_error *err);
-DM_API void dm_patches_free(dm_patches *patches, size_t n);
-
-/* The same from one safetensors file to another, of any size: tensors named as the graph's inputs
- * and outputs, F32, (count, channels, size). A few patches are in memory at a time. The output file
- * appears whole or not at all. Errors: besides, IO and FORMAT. */
-DM_API dm_status dm_model_forward_file(const dm_model *model, const char *input_path,
-                                       const char *output_path, const dm_forward_options *options,
-                                       dm_error *err);
-

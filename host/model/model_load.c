@@ -145,6 +145,14 @@ dm_quantity dm_model_input_quantity(const dm_model *model)
     return model->graph.inputs[0].quantity;
 }
 
+bool dm_model_takes(const dm_model *model, dm_quantity quantity)
+{
+    bool takes = false;
+    for (size_t i = 0; i < model->graph.n_inputs; i++)
+        takes = takes || model->graph.inputs[i].quantity == quantity;
+    return takes;
+}
+
 const char *dm_model_card_json(const dm_model *model)
 {
     return model->card_json;

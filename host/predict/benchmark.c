@@ -81,17 +81,18 @@ static dm_status check_options(const dm_benchmark_options *o, const dm_predict_o
     return DM_OK;
 }
 
-static dm_status make_pet(benchmark *b, dm_error *err)
+static dm_status make_patient(benchmark *b, dm_error *err)
 {
     static const size_t large[3] = {200, 200, 450}, small[3] = {128, 128, 256};
     const size_t *size = b->options.size;
-    if (b->pet)
+    if (b->patient.pet)
         return DM_OK;
     if (size[0] == 0)
         size = predictor_on_device(b->p) ? large : small;
-    dm_status status = synthetic_pet(size, &b->made, &b->made_info, err);
-    b->pet = b->made;
-    b->info = &b->made_info;
+    dm_status status = synthetic_pet(size, &b->made_pet, &b->made_info, err);
+    if (status == DM_OK && b->p->ct_input >= 0)
+        status = synthetic_ct(size, &b->made_ct, err);
+    b->patient = (dm_patient){.pet = b->made_pet, .info = &b->made_info, .ct = b->made_ct};
     return status;
 }
 
@@ -214,7 +215,7 @@ static dm_status run_volume(benchmark *b, bool timed, dm_error *err)
     dm_prediction *prediction = NULL;
     double joules = b->p->state ? engine->energy(b->p->state) : NAN;
     double host_joules = cpu_backend.energy(NULL), start = job_clock();
-    dm_status status = dm_predictor_run(b->p, b->pet, b->info, NULL, &prediction, err);
+    dm_status status = dm_predictor_run(b->p, &b->patient, &prediction, err);
     double seconds = job_clock() - start;
     if (status == DM_OK) {
         note_run(v, prediction, timed);
@@ -294,9 +295,9 @@ static dm_status create(benchmark *b, const dm_model *model, dm_error *err)
     b->stage = "prepare";
     dm_status status = dm_predictor_create(model, &b->predict, &b->p, err);
     if (status == DM_OK)
-        status = make_pet(b, err);
+        status = make_patient(b, err);
     if (status == DM_OK)
-        status = volume_job_make(b->p, b->pet, b->info, NULL, &b->volume, err);
+        status = volume_job_make(b->p, &b->patient, &b->volume, err);
     if (status == DM_OK)
         status = make_windows(b, err);
     return status;
@@ -347,7 +348,8 @@ static void clear(benchmark *b)
     volume_times *v = &b->volumes;
     volume_job_clear(&b->volume);
     dm_predictor_free(b->p);
-    dm_volume_free(b->made);
+    dm_volume_free(b->made_pet);
+    dm_volume_free(b->made_ct);
     measure_clear(&b->offline);
     measure_clear(&b->single);
     free(v->seconds);
@@ -363,12 +365,15 @@ static void clear(benchmark *b)
 }
 
 dm_status dm_benchmark(const dm_model *model, const dm_predict_options *predict,
-                       const dm_benchmark_options *options, const dm_volume *pet,
-                       const dm_pet_info *info, char **json, dm_error *err)
+                       const dm_benchmark_options *options, const dm_patient *patient, char **json,
+                       dm_error *err)
 {
-    benchmark b = {.pet = pet, .info = info};
+    benchmark b = {.from = 0};
     json_t *report = NULL;
     *json = NULL;
+    if (patient)
+        b.patient = *patient;
+    b.patient.labels = NULL;
     if (predict)
         b.predict = *predict;
     else

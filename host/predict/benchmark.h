@@ -43,9 +43,8 @@ typedef struct benchmark {
     const char *stage;
 
     dm_predictor *p;
-    const dm_volume *pet;
-    const dm_pet_info *info;
-    dm_volume *made; /* where none was given */
+    dm_patient patient;
+    dm_volume *made_pet, *made_ct; /* where no patient was given */
     dm_pet_info made_info;
     volume_job volume;
     size_t voxels, n_windows; /* of a window; that are looked at */

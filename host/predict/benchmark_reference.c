@@ -15,7 +15,8 @@
 static dm_status run_reference(benchmark *b, size_t n, float *outputs, dm_error *err)
 {
     const size_t *tile = b->volume.tiles.tile;
-    plan_options options = {.tile = {tile[2], tile[1], tile[0]}, .type = ELEMENT_F32};
+    plan_options options = {
+        .tile = {tile[2], tile[1], tile[0]}, .type = ELEMENT_F32, .output = b->p->output};
     const backend_options one = {
         .device = "cpu", .precision = DM_PRECISION_FLOAT32, .threads = b->p->threads, .at_once = 1};
     const measure_request request = {.windows = b->windows,

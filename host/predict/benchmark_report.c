@@ -164,17 +164,17 @@ static json_t *volume(const benchmark *b)
     if (v->n == 0)
         return json_null();
     double median = share(b, v->seconds, v->n, 0.5);
-    const char *path = b->made ? "synthetic" : b->options.pet_path;
+    const char *path = b->made_pet ? "synthetic" : b->options.pet_path;
     json_t *root = json_pack(
         "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:s, s:b, s:o, s:o}", "pet",
-        json_string_or_null(path), "size", triple(b->pet->grid.dim), "seconds",
+        json_string_or_null(path), "size", triple(b->patient.pet->grid.dim), "seconds",
         numbers(v->seconds, v->n), "median", number(median), "minimum",
         number(share(b, v->seconds, v->n, 0)), "p90", number(share(b, v->seconds, v->n, 0.9)),
         "stages", stages(b), "windows", (json_int_t)v->windows, "windows_skipped",
         (json_int_t)v->skipped, "batch", (json_int_t)v->batch, "mvoxel_per_s",
-        number(1e-6 * (double)dm_grid_voxels(&b->pet->grid) / median), "output_xxh64", v->xxh64,
-        "same_bytes", (int)v->same_bytes, "joules", number(mean(v->joules, v->n)), "host_joules",
-        number(mean(v->host_joules, v->n)));
+        number(1e-6 * (double)dm_grid_voxels(&b->patient.pet->grid) / median), "output_xxh64",
+        v->xxh64, "same_bytes", (int)v->same_bytes, "joules", number(mean(v->joules, v->n)),
+        "host_joules", number(mean(v->host_joules, v->n)));
     put_rates(&root, b, (double)v->windows / median, b->offline.bytes);
     return root;
 }

@@ -73,23 +73,52 @@ static const char *decay_name(dm_decay decay)
 
 static json_t *pet_facts(const provenance_facts *f)
 {
-    const dm_pet_info *info = f->info;
-    bool uptake = f->predictor->model->graph.inputs[0].quantity == DM_QUANTITY_UPTAKE;
-    return json_pack(
-        "{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
-        units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
-        json_real_or_null(f->pet_factor), "BodyWeightKg", json_real_or_null(info->body_weight_kg),
-        "InjectedMBq", json_real_or_null(info->injected_mbq), "ResidualMBq",
-        json_real_or_null(info->residual_mbq), "DecayCorrectedTo", decay_name(info->decay),
-        "HalfLifeS", json_real_or_null(info->half_life_s), "InjectionTimeS",
-        json_real_or_null(info->injection_time_s), "ScanTimeS",
-        json_real_or_null(info->scan_time_s), "Radionuclide",
-        json_string_or_null(info->radionuclide), "Tracer", json_string_or_null(info->tracer),
-        "NanToZero", (int)f->predictor->options.nan_to_zero);
+    const dm_predictor *p = f->predictor;
+    const dm_pet_info *info = f->patient->info;
+    bool uptake = p->model->graph.inputs[p->pet_input].quantity == DM_QUANTITY_UPTAKE;
+    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
+                     units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
+                     json_real_or_null(f->pet_factor), "BodyWeightKg",
+                     json_real_or_null(info->body_weight_kg), "InjectedMBq",
+                     json_real_or_null(info->injected_mbq), "ResidualMBq",
+                     json_real_or_null(info->residual_mbq), "DecayCorrectedTo",
+                     decay_name(info->decay), "HalfLifeS", json_real_or_null(info->half_life_s),
+                     "InjectionTimeS", json_real_or_null(info->injection_time_s), "ScanTimeS",
+                     json_real_or_null(info->scan_time_s), "Radionuclide",
+                     json_string_or_null(info->radionuclide), "Tracer",
+                     json_string_or_null(info->tracer), "NanToZero", (int)p->options.nan_to_zero);
 }
 
-static json_t *model_facts(const dm_model *model)
+/* Null for a model without one. */
+static json_t *ct_facts(const provenance_facts *f)
 {
+    const dm_ct_info *ct = f->patient->ct_info;
+    if (!f->patient->ct)
+        return json_null();
+    if (!ct)
+        return json_pack("{s:s}", "Units", "HU");
+    return json_pack("{s:s, s:o, s:[f,f,f], s:f, s:f, s:I, s:b, s:f, s:f, s:f}", "Units", "HU",
+                     "Size", counts(ct->dim), "VoxelMm", ct->spacing_mm[0], ct->spacing_mm[1],
+                     ct->spacing_mm[2], "Lowest", ct->lowest, "Highest", ct->highest, "VoxelsToAir",
+                     (json_int_t)ct->voxels_to_air, "Resampled", (int)ct->resampled,
+                     "VoxelsCovered", ct->voxels_covered, "ActivityCovered", ct->activity_covered,
+                     "Outside", (double)DM_AIR_HU);
+}
+
+/* Outputs that the model has, and that this prediction left out. */
+static json_t *other_outputs(const dm_predictor *p)
+{
+    const graph *g = &p->model->graph;
+    json_t *names = json_array();
+    for (size_t i = 0; i < g->n_outputs; i++)
+        if (i != p->output)
+            json_push(&names, json_string_or_null(g->values[g->outputs[i].value].name));
+    return names;
+}
+
+static json_t *model_facts(const dm_predictor *p)
+{
+    const dm_model *model = p->model;
     json_t *card = NULL;
     const char *text = model->card_json;
     if (text && json_parse(text, strlen(text), model->path, &card, NULL) != DM_OK)
@@ -101,6 +130,8 @@ static json_t *model_facts(const dm_model *model)
                               model->checksum, "Version", version ? version : json_null(),
                               "Trained", trained ? trained : json_null());
     json_decref(card);
+    if (model->graph.n_outputs > 1)
+        json_put(&facts, "OutputsNotComputed", other_outputs(p));
     return facts;
 }
 
@@ -149,16 +180,16 @@ json_t *provenance_make(const provenance_facts *f)
     const predict_result *r = f->result;
     bool per_activity = isnan(p->options.activity_gbq);
     json_t *root = json_pack(
-        "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:I, s:{s:I, "
+        "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:I, s:{s:I, "
         "s:I}, s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
         "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
-        json_real_or_null(p->options.activity_gbq), "PET", pet_facts(f), "Model",
-        model_facts(p->model), "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend",
+        json_real_or_null(p->options.activity_gbq), "PET", pet_facts(f), "CT", ct_facts(f), "Model",
+        model_facts(p), "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend",
         p->backend->name, "Device", p->backend->description(p->state), "Tuning", tuning_facts(r),
         "Threads", (json_int_t)p->threads, "Windows", "Run", (json_int_t)r->windows_run, "Skipped",
         (json_int_t)r->windows_skipped, "Seconds", second_facts(f));
-    if (volume_had_extensions(f->pet))
+    if (volume_had_extensions(f->patient->pet))
         json_put(&root, "HeaderExtensions", json_string("not copied"));
     return root;
 }

@@ -87,9 +87,9 @@ static dm_status check_overwrites(const dm_output_paths *paths, const dm_sources
                                   const char *pet_sidecar, dm_error *err)
 {
     const char *outputs[] = {paths->dose, paths->sidecar, paths->dvh, paths->organs};
-    const char *inputs[] = {sources->pet_path, sources->labels_path,
+    const char *inputs[] = {sources->pet_path, sources->ct_path, sources->labels_path,
                             pet_sidecar[0] ? pet_sidecar : NULL};
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
         for (size_t o = 0; inputs[i] && o < 4; o++) {
             bool same;
             dm_status status = same_file(inputs[i], outputs[o], &same, err);
@@ -174,6 +174,8 @@ static dm_status add_sources(json_t *root, const dm_sources *sources, const char
         status = append_source(files, "pet", sources->pet_path, err);
     if (status == DM_OK)
         status = append_source(files, "pet_sidecar", pet_sidecar, err);
+    if (status == DM_OK)
+        status = append_source(files, "ct", sources->ct_path, err);
     if (status == DM_OK)
         status = append_source(files, "labels", sources->labels_path, err);
     size_t i;

@@ -12,6 +12,7 @@
 #include "base/cores.h"
 #include "base/error.h"
 #include "base/json_text.h"
+#include "model/describe.h"
 #include "volume/grid.h"
 
 void dm_predict_options_init(dm_predict_options *options)
@@ -52,29 +53,77 @@ static dm_status check_options(const dm_predict_options *o, dm_error *err)
     return DM_OK;
 }
 
-static dm_status check_model(const dm_model *model, dm_error *err)
+static const char another_model[] =
+    "use a model from PET, or PET and CT, to dose; 'dosemap forward' runs any network on patches";
+
+static const char *port_name(const graph *g, const graph_port *port)
 {
-    const graph *g = &model->graph;
-    if (g->n_inputs != 1 || g->n_outputs != 1)
-        return error_set(err, DM_ERROR_UNSUPPORTED, model->path, "use a model from PET to dose",
-                         "the model has %zu inputs and %zu outputs, not one of each", g->n_inputs,
-                         g->n_outputs);
-    if (g->inputs[0].channels != 1 || g->outputs[0].channels != 1)
-        return error_set(err, DM_ERROR_UNSUPPORTED, model->path, "use a model from PET to dose",
-                         "the model takes %zu channels and gives %zu, not one of each",
-                         g->inputs[0].channels, g->outputs[0].channels);
-    if (!g->voxelwise)
-        return error_set(err, DM_ERROR_UNSUPPORTED, model->path,
-                         "use a model that gives one dose per voxel of its input",
-                         "the model's output has another size than its input");
-    dm_quantity in = g->inputs[0].quantity, out = g->outputs[0].quantity;
-    if (in != DM_QUANTITY_UPTAKE && in != DM_QUANTITY_SUV)
-        return error_set(err, DM_ERROR_UNSUPPORTED, model->path, "use a model from PET to dose",
-                         "the model's input is neither uptake nor SUV");
-    if (out != DM_QUANTITY_DOSE_PER_ACTIVITY)
-        return error_set(err, DM_ERROR_UNSUPPORTED, model->path, "use a model from PET to dose",
-                         "the model's output is not a dose per activity");
+    return g->values[port->value].name;
+}
+
+static dm_status check_channels(const dm_predictor *p, const graph_port *port, const char *which,
+                                dm_error *err)
+{
+    if (port->channels == 1)
+        return DM_OK;
+    return error_set(err, DM_ERROR_UNSUPPORTED, p->model->path, another_model,
+                     "the model's %s \"%s\" has %zu channels, not one", which,
+                     port_name(&p->model->graph, port), port->channels);
+}
+
+/* One PET, and at most one CT. */
+static dm_status find_inputs(dm_predictor *p, dm_error *err)
+{
+    const graph *g = &p->model->graph;
+    const char *path = p->model->path;
+    p->pet_input = p->ct_input = -1;
+    for (size_t i = 0; i < g->n_inputs; i++) {
+        const graph_port *port = &g->inputs[i];
+        bool is_ct = port->quantity == DM_QUANTITY_HU;
+        int *input = is_ct ? &p->ct_input : &p->pet_input;
+        if (!is_ct && port->quantity != DM_QUANTITY_UPTAKE && port->quantity != DM_QUANTITY_SUV)
+            return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                             "the model's input \"%s\" is %s, neither a PET (uptake or suv) nor a "
+                             "CT (hu)",
+                             port_name(g, port), quantity_name(port->quantity));
+        if (*input >= 0)
+            return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                             "the model takes two %ss, \"%s\" and \"%s\"", is_ct ? "CT" : "PET",
+                             port_name(g, &g->inputs[*input]), port_name(g, port));
+        dm_status status = check_channels(p, port, "input", err);
+        if (status != DM_OK)
+            return status;
+        *input = (int)i;
+    }
+    if (p->pet_input < 0)
+        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                         "the model takes no PET: none of its inputs is uptake or suv");
     return DM_OK;
+}
+
+static dm_status find_output(dm_predictor *p, dm_error *err)
+{
+    const graph *g = &p->model->graph;
+    const char *path = p->model->path;
+    size_t doses = 0;
+    for (size_t i = 0; i < g->n_outputs; i++)
+        doses += g->outputs[i].quantity == DM_QUANTITY_DOSE_PER_ACTIVITY;
+    if (doses == 0)
+        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                         "the model gives no dose: its output \"%s\" is %s, not dose_per_activity",
+                         port_name(g, &g->outputs[0]), quantity_name(g->outputs[0].quantity));
+    if (doses > 1)
+        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                         "the model has %zu outputs of dose_per_activity, not one", doses);
+    p->output = (size_t)graph_dose_output(g);
+    const graph_port *port = &g->outputs[p->output];
+    dm_status status = check_channels(p, port, "output", err);
+    if (status == DM_OK && !port->voxelwise)
+        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
+                         "the model's output \"%s\" has another size than its input, not one dose "
+                         "per voxel",
+                         port_name(g, port));
+    return status;
 }
 
 const char *precision_name(dm_precision precision)
@@ -139,7 +188,8 @@ dm_status predictor_plan(dm_predictor *p, const size_t tile[3], dm_error *err)
     predictor_drop_plan(p);
     plan_options options = {.tile = {tile[2], tile[1], tile[0]},
                             .type = precision_element(p->precision),
-                            .optimise = true};
+                            .optimise = true,
+                            .output = p->output};
     dm_status status = backend_plan(p->backend, &p->model->graph, &options, &p->plan, err);
     memcpy(p->plan_tile, tile, sizeof p->plan_tile);
     if (status != DM_OK) {
@@ -202,15 +252,17 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
         options = &defaults;
     }
     dm_status status = check_options(options, err);
-    if (status == DM_OK)
-        status = check_model(model, err);
     if (status != DM_OK)
         return status;
     dm_predictor *p = array_zero(1, sizeof *p);
     if (!p)
         return error_memory(err, sizeof *p, "the predictor");
     p->model = model;
-    status = copy_options(p, options, err);
+    status = find_inputs(p, err);
+    if (status == DM_OK)
+        status = find_output(p, err);
+    if (status == DM_OK)
+        status = copy_options(p, options, err);
     if (status == DM_OK)
         status = backend_select(p->device, options->convolutions, &p->backend, err);
     if (status == DM_OK)
@@ -239,35 +291,68 @@ void dm_predictor_free(dm_predictor *predictor)
 
 /* ---- One PET -------------------------------------------------------------------------------- */
 
-static dm_status check_pet(const dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
-                           dm_error *err)
+static dm_status check_finite(const dm_volume *image, const char *name, const char *remedy,
+                              dm_error *err)
 {
+    const size_t *dim = image->grid.dim;
+    size_t ijk[3];
+    if (dm_volume_all_finite(image, ijk))
+        return DM_OK;
+    return error_set(err, DM_ERROR_VALUE, NULL, remedy, "voxel (%zu, %zu, %zu) of the %s is %g",
+                     ijk[0], ijk[1], ijk[2], name,
+                     (double)image->data[ijk[0] + dim[0] * (ijk[1] + dim[1] * ijk[2])]);
+}
+
+static dm_status check_pet(const dm_predictor *p, const dm_patient *patient, dm_error *err)
+{
+    const dm_volume *pet = patient->pet;
     char reason[256];
-    size_t bytes, ijk[3];
-    if (!pet || !pet->data)
-        return error_set(err, DM_ERROR_VALUE, NULL, "give a volume", "there is no PET");
+    size_t bytes;
+    if (!pet || !pet->data || !patient->info)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give a volume, and how to quantify it",
+                         "there is no PET");
     if (!grid_float_bytes(&pet->grid, &bytes))
         return error_set(err, DM_ERROR_VALUE, NULL, "give a volume with voxels that fit in memory",
                          "the PET has %zu x %zu x %zu voxels", pet->grid.dim[0], pet->grid.dim[1],
                          pet->grid.dim[2]);
-    if (labels && !dm_grid_equal(&pet->grid, dm_labels_grid(labels), reason, sizeof reason))
+    if (patient->labels &&
+        !dm_grid_equal(&pet->grid, dm_labels_grid(patient->labels), reason, sizeof reason))
         return error_set(err, DM_ERROR_VALUE, NULL,
                          "bring the labels onto the PET's grid with --resample-labels",
                          "the labels do not lie on the PET's grid: %s", reason);
-    if (!p->options.nan_to_zero && !dm_volume_all_finite(pet, ijk)) {
-        float value = pet->data[ijk[0] + pet->grid.dim[0] * (ijk[1] + pet->grid.dim[1] * ijk[2])];
-        return error_set(err, DM_ERROR_VALUE, NULL,
-                         "repair the image, or take such voxels as 0 with --nan-to-zero",
-                         "voxel (%zu, %zu, %zu) of the PET is %g", ijk[0], ijk[1], ijk[2],
-                         (double)value);
-    }
-    return DM_OK;
+    if (p->options.nan_to_zero)
+        return DM_OK;
+    return check_finite(pet, "PET", "repair the image, or take such voxels as 0 with --nan-to-zero",
+                        err);
 }
 
-static dm_status input_factor(const dm_predictor *p, const dm_pet_info *info, double *factor,
-                              dm_error *err)
+static dm_status check_ct(const dm_predictor *p, const dm_patient *patient, dm_error *err)
 {
-    dm_status status = dm_pet_factor(info, p->model->graph.inputs[0].quantity, factor, err);
+    const graph *g = &p->model->graph;
+    const dm_volume *ct = patient->ct;
+    char reason[256];
+    if (!ct && p->ct_input < 0)
+        return DM_OK;
+    if (!ct)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give the CT with --ct FILE",
+                         "the model wants a CT (its input \"%s\" in HU), and there is none",
+                         port_name(g, &g->inputs[p->ct_input]));
+    if (p->ct_input < 0)
+        return error_set(err, DM_ERROR_VALUE, NULL,
+                         "leave the CT out, or use a model from PET and CT to dose",
+                         "there is a CT, which this model would not use: it takes a PET only");
+    if (!ct->data || !dm_grid_equal(&patient->pet->grid, &ct->grid, reason, sizeof reason))
+        return error_set(err, DM_ERROR_VALUE, NULL, "bring it there with dm_ct_onto_pet",
+                         "the CT does not lie on the PET's grid: %s",
+                         ct->data ? reason : "it has no voxels");
+    return check_finite(ct, "CT", "repair the image", err);
+}
+
+static dm_status pet_factor(const dm_predictor *p, const dm_pet_info *info, double *factor,
+                            dm_error *err)
+{
+    dm_status status =
+        dm_pet_factor(info, p->model->graph.inputs[p->pet_input].quantity, factor, err);
     if (status == DM_OK && !(*factor > FLT_MIN && *factor < FLT_MAX))
         status = error_set(err, DM_ERROR_VALUE, NULL, "check weight, activity and times",
                            "the factor from stored PET values to uptake is %g", *factor);
@@ -281,24 +366,35 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static predict_job make_job(const dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
-                            const grid_map *map, const tiling *tiles, double factor)
+/* A channel for each input of one channel, in their order. */
+static void set_channels(const dm_predictor *p, const dm_patient *patient, double factor,
+                         predict_job *job)
+{
+    const graph *g = &p->model->graph;
+    job->n_channels = g->n_inputs;
+    job->pet_channel = (size_t)p->pet_input;
+    for (size_t i = 0; i < g->n_inputs; i++) {
+        bool is_ct = (int)i == p->ct_input;
+        job->channels[i] = (predict_channel){.volume = is_ct ? patient->ct : patient->pet,
+                                             .factor = is_ct ? 1 : (float)factor,
+                                             .intensity = &g->inputs[i].intensity};
+    }
+}
+
+static predict_job make_job(const dm_predictor *p, const dm_patient *patient, const grid_map *map,
+                            const tiling *tiles)
 {
     const dm_predict_options *o = &p->options;
     bool per_activity = isnan(o->activity_gbq);
-    return (predict_job){.pet = pet,
+    return (predict_job){.pet = patient->pet,
                          .nan_to_zero = o->nan_to_zero,
-                         .n_channels = 1,
-                         .channels = {{.volume = pet,
-                                       .factor = (float)factor,
-                                       .intensity = &p->model->graph.inputs[0].intensity}},
                          .map = map,
                          .tiling = tiles,
-                         .output_intensity = &p->model->graph.outputs[0].intensity,
+                         .output_intensity = &p->model->graph.outputs[p->output].intensity,
                          .skip_air = (float)p->skip_air,
                          .output_factor = per_activity ? 1 : (float)o->activity_gbq,
                          .batch = p->batch,
-                         .labels = labels,
+                         .labels = patient->labels,
                          .dvh_options = {.v_thresholds = p->v_thresholds,
                                          .n_v_thresholds = o->n_v_thresholds,
                                          .per_activity = per_activity,
@@ -321,7 +417,7 @@ static dm_status make_prediction(const provenance_facts *facts, predict_result *
         dm_prediction_free(made);
         return status;
     }
-    snprintf(made->pet_sidecar, sizeof made->pet_sidecar, "%s", facts->info->sidecar);
+    snprintf(made->pet_sidecar, sizeof made->pet_sidecar, "%s", facts->patient->info->sidecar);
     made->dose = result->dose;
     made->dvh = result->dvh;
     result->dose = NULL;
@@ -330,26 +426,29 @@ static dm_status make_prediction(const provenance_facts *facts, predict_result *
     return DM_OK;
 }
 
-dm_status volume_job_make(dm_predictor *p, const dm_volume *pet, const dm_pet_info *info,
-                          const dm_labels *labels, volume_job *v, dm_error *err)
+dm_status volume_job_make(dm_predictor *p, const dm_patient *patient, volume_job *v, dm_error *err)
 {
     const graph *g = &p->model->graph;
-    dm_status status = check_pet(p, pet, labels, err);
     *v = (volume_job){.factor = NAN};
+    dm_status status = check_pet(p, patient, err);
     if (status == DM_OK)
-        status = input_factor(p, info, &v->factor, err);
+        status = check_ct(p, patient, err);
     if (status == DM_OK)
-        status = grid_map_make(&pet->grid, g->orientation, g->has_voxel_mm ? g->voxel_mm : NULL,
-                               &v->map, err);
+        status = pet_factor(p, patient->info, &v->factor, err);
     if (status == DM_OK)
-        status = predictor_tile_for(p, pet, labels, &v->map, &v->window, err);
+        status = grid_map_make(&patient->pet->grid, g->orientation,
+                               g->has_voxel_mm ? g->voxel_mm : NULL, &v->map, err);
+    if (status == DM_OK)
+        status = predictor_tile_for(p, patient->pet, patient->labels, &v->map, &v->window, err);
     if (status == DM_OK)
         status = predictor_prepare(p, v->window.at_once, err);
     if (status == DM_OK)
         status = tiling_make(v->map.dim, v->window.tile, v->window.overlap, p->options.blend,
                              &v->tiles, err);
-    if (status == DM_OK)
-        v->job = make_job(p, pet, labels, &v->map, &v->tiles, v->factor);
+    if (status == DM_OK) {
+        v->job = make_job(p, patient, &v->map, &v->tiles);
+        set_channels(p, patient, v->factor, &v->job);
+    }
     return status;
 }
 
@@ -358,8 +457,8 @@ void volume_job_clear(volume_job *v)
     tiling_clear(&v->tiles);
 }
 
-dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const dm_pet_info *info,
-                           const dm_labels *labels, dm_prediction **prediction, dm_error *err)
+dm_status dm_predictor_run(dm_predictor *predictor, const dm_patient *patient,
+                           dm_prediction **prediction, dm_error *err)
 {
     predict_result result = {.seconds_upload = NAN,
                              .seconds_finish = NAN,
@@ -370,9 +469,9 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
     double start = now();
 
     *prediction = NULL;
-    dm_status status = volume_job_make(predictor, pet, info, labels, &v, err);
+    dm_status status = volume_job_make(predictor, patient, &v, err);
     if (status == DM_OK)
-        status = dm_volume_create_like(pet, &result.dose, err);
+        status = dm_volume_create_like(patient->pet, &result.dose, err);
     if (status != DM_OK)
         goto done;
     double prepared = now();
@@ -380,8 +479,7 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_volume *pet, const 
     if (status != DM_OK)
         goto done;
     const provenance_facts facts = {.predictor = predictor,
-                                    .pet = pet,
-                                    .info = info,
+                                    .patient = patient,
                                     .pet_factor = v.factor,
                                     .map = &v.map,
                                     .tiling = &v.tiles,

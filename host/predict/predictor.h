@@ -11,6 +11,8 @@
 
 struct dm_predictor {
     const dm_model *model;
+    int pet_input, ct_input;    /* of the model's inputs; ct_input: -1 for none */
+    size_t output;              /* of the model's outputs: the dose */
     dm_predict_options options; /* as given, with what it points to owned below */
     char *device;
     double *v_thresholds;
@@ -59,8 +61,7 @@ typedef struct volume_job {
 /* What one prediction was made from and how. */
 typedef struct provenance_facts {
     const dm_predictor *predictor;
-    const dm_volume *pet;
-    const dm_pet_info *info;
+    const dm_patient *patient;
     double pet_factor;
     const grid_map *map;
     const tiling *tiling;
@@ -87,8 +88,8 @@ void predictor_drop_plan(dm_predictor *p);
 dm_status predictor_prepare(dm_predictor *p, unsigned at_once, dm_error *err);
 
 /* All checks, the tile, and the backend made ready. Clear it whatever was returned. */
-dm_status volume_job_make(dm_predictor *p, const dm_volume *pet, const dm_pet_info *info,
-                          const dm_labels *labels, volume_job *job, dm_error *err);
+dm_status volume_job_make(dm_predictor *p, const dm_patient *patient, volume_job *job,
+                          dm_error *err);
 void volume_job_clear(volume_job *job);
 
 /* Does the backend have memory of its own, and work on windows in batches? */

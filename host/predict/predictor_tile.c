@@ -144,13 +144,14 @@ static unsigned most_at_once(const dm_predictor *p)
     return predictor_on_device(p) ? 1 : p->threads;
 }
 
-/* What a volume takes whatever the tile: PET, dose map, what the caller holds, the dose on another
- * grid, and labels: their runs and sorted doses, or the ids while they are read. */
+/* What a volume takes whatever the tile: PET, CT, dose map, what the caller holds, the dose on
+ * another grid, and labels: their runs and sorted doses, or the ids while they are read. */
 static double volume_bytes(const dm_predictor *p, const dm_volume *pet, const dm_labels *labels,
                            const grid_map *map)
 {
     double voxels = (double)dm_grid_voxels(&pet->grid), in_structures = 0;
-    double bytes = (2.0 + p->volumes_beside) * voxels * sizeof(float);
+    double volumes = (p->ct_input < 0 ? 2 : 3) + (double)p->volumes_beside;
+    double bytes = volumes * voxels * sizeof(float);
     if (!map->exact)
         bytes += (double)map->dim[0] * (double)map->dim[1] * (double)map->dim[2] * sizeof(float);
     for (size_t i = 0; labels && i < dm_labels_count(labels); i++)

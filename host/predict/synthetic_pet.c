@@ -6,6 +6,7 @@
 #define VOXEL_MM 4.0
 #define AIR 0.02f
 #define BODY 0.8f
+#define TISSUE_HU 40.0f
 
 /* Centre and half axes as shares of the volume, from -1 to 1. */
 typedef struct organ {
@@ -52,26 +53,43 @@ static float noise(uint64_t voxel)
     return 0.5f + (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
 }
 
-dm_status synthetic_pet(const size_t size[3], dm_volume **pet, dm_pet_info *info, dm_error *err)
+/* Where a voxel lies, from -1 to 1. */
+static void place(const size_t size[3], size_t voxel, float at[3])
+{
+    const size_t index[3] = {voxel % size[0], voxel / size[0] % size[1], voxel / size[0] / size[1]};
+    for (int a = 0; a < 3; a++)
+        at[a] = ((float)index[a] + 0.5f) / (float)size[a] * 2 - 1;
+}
+
+static dm_status create(const size_t size[3], dm_volume **volume, dm_error *err)
 {
     dm_grid grid = {.dim = {size[0], size[1], size[2]}};
     for (int a = 0; a < 3; a++)
         grid.affine[a][a] = VOXEL_MM;
+    return dm_volume_create(&grid, volume, err);
+}
+
+dm_status synthetic_pet(const size_t size[3], dm_volume **pet, dm_pet_info *info, dm_error *err)
+{
     dm_pet_info_init(info);
     info->units = DM_UNITS_SUV;
     info->body_weight_kg = DM_REFERENCE_WEIGHT_KG;
-    dm_status status = dm_volume_create(&grid, pet, err);
-    if (status != DM_OK)
-        return status;
-    size_t v = 0;
-    for (size_t k = 0; k < size[2]; k++)
-        for (size_t j = 0; j < size[1]; j++)
-            for (size_t i = 0; i < size[0]; i++, v++) {
-                const size_t index[3] = {i, j, k};
-                float at[3];
-                for (int a = 0; a < 3; a++)
-                    at[a] = ((float)index[a] + 0.5f) / (float)size[a] * 2 - 1;
-                (*pet)->data[v] = uptake(at) * noise(v);
-            }
-    return DM_OK;
+    dm_status status = create(size, pet, err);
+    for (size_t v = 0; status == DM_OK && v < dm_grid_voxels(&(*pet)->grid); v++) {
+        float at[3];
+        place(size, v, at);
+        (*pet)->data[v] = uptake(at) * noise(v);
+    }
+    return status;
+}
+
+dm_status synthetic_ct(const size_t size[3], dm_volume **ct, dm_error *err)
+{
+    dm_status status = create(size, ct, err);
+    for (size_t v = 0; status == DM_OK && v < dm_grid_voxels(&(*ct)->grid); v++) {
+        float at[3];
+        place(size, v, at);
+        (*ct)->data[v] = is_in(&body, at) ? TISSUE_HU * noise(v) : DM_AIR_HU;
+    }
+    return status;
 }

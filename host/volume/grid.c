@@ -77,6 +77,34 @@ bool grid_derive_spacing(dm_grid *grid, char *reason, size_t reason_size)
     return true;
 }
 
+/* Inverse of the affine's 3x3 part, which is not degenerate. */
+static void invert(const double a[3][4], double inverse[3][3])
+{
+    double cofactor[3][3], determinant = 0;
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) {
+            int r = (i + 1) % 3, s = (i + 2) % 3, c = (j + 1) % 3, d = (j + 2) % 3;
+            cofactor[i][j] = a[r][c] * a[s][d] - a[r][d] * a[s][c];
+        }
+    for (int j = 0; j < 3; j++)
+        determinant += a[0][j] * cofactor[0][j];
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++)
+            inverse[i][j] = cofactor[j][i] / determinant;
+}
+
+void grid_index_map(const dm_grid *from, const dm_grid *to, double m[3][4])
+{
+    double inverse[3][3];
+    invert(from->affine, inverse);
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 4; j++) {
+            m[i][j] = 0;
+            for (int k = 0; k < 3; k++)
+                m[i][j] += inverse[i][k] * (to->affine[k][j] - (j == 3 ? from->affine[k][3] : 0.0));
+        }
+}
+
 static void to_mm(const dm_grid *grid, const double index[3], double mm[3])
 {
     for (int row = 0; row < 3; row++)

@@ -13,4 +13,8 @@ bool grid_derive_spacing(dm_grid *grid, char *reason, size_t reason_size);
 /* The bytes of one float32 per voxel; false if a dimension is 0 or the product overflows. */
 bool grid_float_bytes(const dm_grid *grid, size_t *bytes);
 
+/* m takes a voxel index (i, j, k, 1) on `to` to the fractional one on `from` at the same place. Both
+ * have affines that grid_derive_spacing takes. */
+void grid_index_map(const dm_grid *from, const dm_grid *to, double m[3][4]);
+
 #endif

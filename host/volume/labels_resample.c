@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "volume/grid.h"
 #include "volume/labels.h"
 
 /* Structures that are resampled together: one bit each per voxel, so that overlaps survive and the
@@ -14,35 +15,6 @@
 /* A centre on the face between two voxels belongs to the upper one. Affines come from float32
  * headers; without this margin their rounding would decide, differently from row to row. */
 #define FACE_MARGIN 1e-4
-
-/* Inverse of the affine's 3x3 part, which labels_new has found not to be degenerate. */
-static void invert(const double a[3][4], double inverse[3][3])
-{
-    double cofactor[3][3], determinant = 0;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++) {
-            int r = (i + 1) % 3, s = (i + 2) % 3, c = (j + 1) % 3, d = (j + 2) % 3;
-            cofactor[i][j] = a[r][c] * a[s][d] - a[r][d] * a[s][c];
-        }
-    for (int j = 0; j < 3; j++)
-        determinant += a[0][j] * cofactor[0][j];
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 3; j++)
-            inverse[i][j] = cofactor[j][i] / determinant;
-}
-
-/* m takes an index on `to` to the (fractional) index on `from`. */
-static void index_map(const dm_grid *from, const dm_grid *to, double m[3][4])
-{
-    double inverse[3][3];
-    invert(from->affine, inverse);
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 4; j++) {
-            m[i][j] = 0;
-            for (int k = 0; k < 3; k++)
-                m[i][j] += inverse[i][k] * (to->affine[k][j] - (j == 3 ? from->affine[k][3] : 0.0));
-        }
-}
 
 /* Sets bit s of `bits` where structure s, counted from `first`, is. */
 static void paint(const dm_labels *labels, size_t first, size_t count, uint64_t *bits)
@@ -122,7 +94,7 @@ dm_status dm_labels_resample(const dm_labels *labels, const dm_grid *grid, dm_la
     dm_status status = labels_new(grid, labels->count, &result, err);
     if (status != DM_OK)
         return status;
-    index_map(&labels->grid, grid, m);
+    grid_index_map(&labels->grid, grid, m);
     size_t voxels = dm_grid_voxels(&labels->grid);
     bits = array_alloc(voxels, sizeof *bits);
     if (!bits)

@@ -65,7 +65,9 @@ static inline dm_prediction *try_case(const predict_case *c, dm_error *err)
     dm_prediction *prediction = NULL;
     dm_pet_info info = unit_info();
     if (dm_predictor_create(c->model, &c->options, &predictor, err) == DM_OK)
-        dm_predictor_run(predictor, c->pet, &info, c->labels, &prediction, err);
+        dm_predictor_run(predictor,
+                         &(dm_patient){.pet = c->pet, .info = &info, .labels = c->labels},
+                         &prediction, err);
     dm_predictor_free(predictor);
     return prediction;
 }

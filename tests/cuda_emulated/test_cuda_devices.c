@@ -189,9 +189,12 @@ static void test_cohort(void **state)
     no_error(dm_predictor_create(c.model, &c.options, &several, &err), &err);
     for (int i = 0; i < 3; i++) {
         dm_prediction *p = NULL, *expected = NULL;
-        no_error(dm_predictor_run(one, pets[i], &info, NULL, &expected, &err), &err);
+        no_error(
+            dm_predictor_run(one, &(dm_patient){.pet = pets[i], .info = &info}, &expected, &err),
+            &err);
         emulation_reset_counters();
-        no_error(dm_predictor_run(several, pets[i], &info, NULL, &p, &err), &err);
+        no_error(dm_predictor_run(several, &(dm_patient){.pet = pets[i], .info = &info}, &p, &err),
+                 &err);
         counts = emulation_counters();
         if (i == 0)
             first_upload = counts.bytes_to_device;

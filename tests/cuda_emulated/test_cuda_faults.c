@@ -159,7 +159,9 @@ static void test_plans_for_a_cohort(void **state)
     no_error(dm_predictor_create(c.model, &c.options, &predictor, &err), &err);
     for (int i = 0; i < 3; i++) {
         dm_prediction *p = NULL;
-        no_error(dm_predictor_run(predictor, pets[i], &info, NULL, &p, &err), &err);
+        no_error(
+            dm_predictor_run(predictor, &(dm_patient){.pet = pets[i], .info = &info}, &p, &err),
+            &err);
         batches[i] = batch_of(p);
         made[i + 1] = reference_convolution_plans();
         dm_prediction_free(p);

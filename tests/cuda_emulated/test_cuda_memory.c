@@ -26,10 +26,12 @@ static void test_pet_up_once_dose_down_once(void **state)
     dm_pet_info info = unit_info();
     dm_error err = {0};
     no_error(dm_predictor_create(c.model, &c.options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &first, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = c.pet, .info = &info}, &first, &err),
+             &err);
     windows = 9 * 8 * 7; /* starts every 4 voxels, patches of 8 */
     emulation_reset_counters();
-    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &second, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = c.pet, .info = &info}, &second, &err),
+             &err);
     const emulation_counts n = emulation_counters();
     /* Importance of a tile, window starts, numbers of windows up to a batch more. */
     tables = (512 + 9 + 8 + 7 + windows + 2 * 256) * sizeof(float);
@@ -181,7 +183,8 @@ static uint64_t second_allocations(const predict_case *c, size_t *batch)
     for (int i = 0; i < 2; i++) {
         dm_prediction *p = NULL;
         emulation_reset_counters();
-        no_error(dm_predictor_run(predictor, c->pet, &info, NULL, &p, &err), &err);
+        no_error(dm_predictor_run(predictor, &(dm_patient){.pet = c->pet, .info = &info}, &p, &err),
+                 &err);
         n = emulation_counters();
         *batch = batch_of(p);
         dm_prediction_free(p);

@@ -279,13 +279,15 @@ static void test_several_devices(void **state)
     c.voxels = dm_grid_voxels(&c.pet->grid);
     c.options.device = "cuda:0,1";
     no_error(dm_predictor_create(c.model, &c.options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &p[0], &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = c.pet, .info = &info}, &p[0], &err),
+             &err);
     assert_device_says(p[0], "2 x ", true);
     assert_tuning(p[0], NULL);
     reference_convolution_set_offers(3, 1, 60);
     no_error(predictor->backend->tune(predictor->state, BATCH, NULL, NULL, NULL, &err), &err);
     unsigned restored[3] = {reference_convolution_restored()};
-    no_error(dm_predictor_run(predictor, c.pet, &info, NULL, &p[1], &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = c.pet, .info = &info}, &p[1], &err),
+             &err);
     restored[1] = reference_convolution_restored();
     assert_device_says(p[1], "2 x ", true);
     assert_device_says(p[1], ", tuned", true);

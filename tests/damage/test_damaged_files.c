@@ -362,7 +362,8 @@ static void test_numbers_of_the_graph(void **state)
             if (status == DM_OK)
                 status = dm_predictor_create(model, &options, &predictor, &err);
             if (status == DM_OK)
-                status = dm_predictor_run(predictor, pet, &info, NULL, &prediction, &err);
+                status = dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info},
+                                          &prediction, &err);
             ran += status == DM_OK;
             if (status == DM_OK && !dm_volume_all_finite(dm_prediction_dose(prediction), NULL))
                 fail_msg("a dose that is not finite from %s", changed);

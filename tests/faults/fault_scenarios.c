@@ -162,9 +162,12 @@ static void run_job(const job *j, scenario_outcome *outcome)
     if (status == DM_OK)
         status = dm_predictor_create(model, &options, &predictor, &err);
     if (status == DM_OK)
-        status = dm_predictor_run(predictor, pet, &info, labels, &prediction, &err);
+        status =
+            dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info, .labels = labels},
+                             &prediction, &err);
     if (status == DM_OK) {
-        const dm_sources sources = {j->pet, j->labels, "a test"};
+        const dm_sources sources = {
+            .pet_path = j->pet, .labels_path = j->labels, .command_line = "a test"};
         status = dm_prediction_write(prediction, j->output, &sources, j->threads, &err);
     }
     finish(outcome, status, &err);

@@ -85,7 +85,10 @@ static void *run_job(void *argument)
                 good(j, dm_predictor_create(j->model, &j->options, &predictor, &err), &err);
     for (unsigned round = 0; fine && round < j->rounds; round++) {
         dm_prediction *prediction = NULL;
-        fine = good(j, dm_predictor_run(predictor, j->pet, &info, j->labels, &prediction, &err),
+        fine = good(j,
+                    dm_predictor_run(
+                        predictor, &(dm_patient){.pet = j->pet, .info = &info, .labels = j->labels},
+                        &prediction, &err),
                     &err) &&
                good(j, dm_prediction_write(prediction, paths.dose, NULL, 2, &err), &err) &&
                note_checksums(j, &paths, j->rounds == 1) && read_back(j, &paths);

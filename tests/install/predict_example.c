@@ -30,9 +30,10 @@ int main(int argc, char **argv)
     if (info.units == DM_UNITS_UNKNOWN)
         info.units = DM_UNITS_SUV;
     info.body_weight_kg = atof(argv[2]);
-    dm_sources sources = {argv[1], NULL, NULL};
+    dm_sources sources = {.pet_path = argv[1]};
     if (dm_predictor_create(model, &options, &predictor, &err) == DM_OK &&
-        dm_predictor_run(predictor, pet, &info, NULL, &prediction, &err) == DM_OK &&
+        dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err) ==
+            DM_OK &&
         dm_prediction_write(prediction, argv[3], &sources, 0, &err) == DM_OK)
         printf("dosemap %s: %zu voxels with %s\n", dm_version(),
                dm_grid_voxels(&dm_prediction_dose(prediction)->grid), dm_model_name(model));

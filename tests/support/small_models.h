@@ -140,7 +140,9 @@ static inline dm_prediction *predict(const dm_model *model, const dm_predict_opt
     dm_prediction *prediction = NULL;
     dm_pet_info info = unit_info();
     no_error(dm_predictor_create(model, options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, pet, &info, labels, &prediction, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info, .labels = labels},
+                              &prediction, &err),
+             &err);
     dm_predictor_free(predictor);
     return prediction;
 }

@@ -116,7 +116,7 @@ static dm_status run(listener *l, dm_benchmark_options *options, char **json, dm
     assert_int_equal(dm_model_load(MODEL, &model, NULL), DM_OK);
     options->size[0] = 17;
     options->size[1] = options->size[2] = 16;
-    dm_status status = dm_benchmark(model, &predict, options, NULL, NULL, json, err);
+    dm_status status = dm_benchmark(model, &predict, options, NULL, json, err);
     assert_int_equal(status == DM_OK, *json != NULL);
     dm_model_free(model);
     return status;

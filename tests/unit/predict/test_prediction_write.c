@@ -156,7 +156,9 @@ static void test_everything_is_written(void **state)
     const char *out = in(p, "out.nii.gz");
     dm_prediction *prediction = make(p, true);
     no_error(dm_volume_write(p->pet, in(p, "labels.nii"), 1, &err), &err); /* any file will do */
-    dm_sources sources = {in(p, "pet.nii.gz"), in(p, "labels.nii"), "dosemap predict \"x\""};
+    dm_sources sources = {.pet_path = in(p, "pet.nii.gz"),
+                          .labels_path = in(p, "labels.nii"),
+                          .command_line = "dosemap predict \"x\""};
     no_error(dm_prediction_write(prediction, out, &sources, 2, &err), &err);
     assert_int_equal(count_files(p->folder, false), 6);
     assert_true(dm_prediction_is_complete(out));
@@ -247,7 +249,7 @@ static void test_a_folder_of_masks_is_listed(void **state)
     spoil(in(p, "masks/b.nii"), "b");
     spoil(in(p, "masks/a.nii"), "a");
     spoil(in(p, "masks/.hidden"), "h");
-    dm_sources sources = {NULL, in(p, "masks"), NULL};
+    dm_sources sources = {.labels_path = in(p, "masks")};
     no_error(dm_prediction_write(prediction, in(p, "out.nii"), &sources, 1, &err), &err);
     json_t *root = read_json(in(p, "out.json"));
     const json_t *files = json_object_get(root, "SourceFiles");
@@ -325,7 +327,7 @@ static void test_a_missing_source(void **state)
     const place *p = *state;
     dm_error err = {0};
     dm_prediction *prediction = make(p, false);
-    dm_sources sources = {in(p, "gone.nii"), NULL, NULL};
+    dm_sources sources = {.pet_path = in(p, "gone.nii")};
     assert_int_equal(dm_prediction_write(prediction, in(p, "out.nii"), &sources, 1, &err),
                      DM_ERROR_IO);
     assert_non_null(strstr(err.where, "gone.nii"));
@@ -338,7 +340,7 @@ static void test_inputs_are_not_overwritten(void **state)
     const place *p = *state;
     dm_error err = {0};
     dm_prediction *prediction = make(p, false);
-    dm_sources sources = {in(p, "pet.nii.gz"), NULL, NULL};
+    dm_sources sources = {.pet_path = in(p, "pet.nii.gz")};
     assert_int_equal(dm_prediction_write(prediction, in(p, "pet.nii.gz"), &sources, 1, &err),
                      DM_ERROR_VALUE);
     assert_non_null(strstr(err.what, "pet.nii.gz"));
@@ -351,7 +353,9 @@ static void test_inputs_are_not_overwritten(void **state)
     spoil(in(p, "pet.json"), "{\"Units\": \"SUV\", \"PatientWeight\": 78.7}");
     snprintf(info.sidecar, sizeof info.sidecar, "%s", in(p, "pet.json"));
     no_error(dm_predictor_create(p->model, &options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, p->pet, &info, NULL, &prediction, &err), &err);
+    no_error(
+        dm_predictor_run(predictor, &(dm_patient){.pet = p->pet, .info = &info}, &prediction, &err),
+        &err);
     assert_int_equal(dm_prediction_write(prediction, in(p, "pet.nii"), &sources, 1, &err),
                      DM_ERROR_VALUE);
     assert_non_null(strstr(err.what, "pet.json"));

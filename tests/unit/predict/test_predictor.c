@@ -58,13 +58,15 @@ static void test_quantities_and_activity(void **state)
     for (size_t i = 0; i < n; i++)
         expected[i] = (float)(7.4 * 78.7 / 50 * (double)pet->data[i]);
     no_error(dm_predictor_create(model, &options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, pet, &info, NULL, &p, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &p, &err), &err);
     assert_true(arrays_close(dose_of(p), n, expected, n, 0, 1e-6));
     assert_non_null(strstr(dm_prediction_provenance_json(p), "\"Units\": \"Gy\""));
     dm_prediction_free(p);
 
     info.body_weight_kg = NAN; /* never guessed */
-    assert_int_equal(dm_predictor_run(predictor, pet, &info, NULL, &p, &err), DM_ERROR_VALUE);
+    assert_int_equal(
+        dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &p, &err),
+        DM_ERROR_VALUE);
     assert_null(p);
     assert_non_null(strstr(err.remedy, "--body-weight"));
     dm_predictor_free(predictor);
@@ -194,7 +196,9 @@ static void test_reuse(void **state)
             dm_pet_info info = unit_info();
             dm_volume *pet = make_pet(sizes[s][0], sizes[s][1], sizes[s][2]);
             dm_prediction *fresh = predict(model, &options, pet, NULL), *again = NULL;
-            no_error(dm_predictor_run(predictor, pet, &info, NULL, &again, &err), &err);
+            no_error(
+                dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &again, &err),
+                &err);
             assert_memory_equal(dose_of(fresh), dose_of(again),
                                 dm_grid_voxels(&pet->grid) * sizeof(float));
             dm_prediction_free(fresh);
@@ -301,7 +305,10 @@ static void test_labels(void **state)
     dm_predictor *predictor = NULL;
     dm_pet_info info = unit_info();
     no_error(dm_predictor_create(model, &options, &predictor, &err), &err);
-    assert_int_equal(dm_predictor_run(predictor, other, &info, labels, &p, &err), DM_ERROR_VALUE);
+    assert_int_equal(dm_predictor_run(predictor,
+                                      &(dm_patient){.pet = other, .info = &info, .labels = labels},
+                                      &p, &err),
+                     DM_ERROR_VALUE);
     assert_null(p);
     assert_non_null(strstr(err.what, "labels"));
     assert_non_null(strstr(err.remedy, "--resample-labels"));
@@ -346,20 +353,22 @@ static void test_progress_and_cancelling(void **state)
     dm_prediction *p = NULL;
     dm_pet_info info = unit_info();
     no_error(dm_predictor_create(model, &options, &predictor, &err), &err);
-    no_error(dm_predictor_run(predictor, pet, &info, NULL, &p, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &p, &err), &err);
     assert_true(seen.calls >= 3);
     assert_true(seen.last == 1);
     dm_prediction_free(p);
     for (int stop_at = 1; stop_at <= 3; stop_at++) {
         seen = (watch){.stop_at = stop_at};
         p = (dm_prediction *)&seen;
-        assert_int_equal(dm_predictor_run(predictor, pet, &info, NULL, &p, &err), DM_CANCELLED);
+        assert_int_equal(
+            dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &p, &err),
+            DM_CANCELLED);
         assert_null(p);
         assert_int_equal(err.status, DM_CANCELLED);
         assert_int_equal(seen.calls, stop_at);
     }
     seen = (watch){0};
-    no_error(dm_predictor_run(predictor, pet, &info, NULL, &p, &err), &err);
+    no_error(dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info}, &p, &err), &err);
     size_t n = dm_grid_voxels(&pet->grid);
     assert_true(arrays_close(dose_of(p), n, pet->data, n, 0, 1e-6));
     dm_prediction_free(p);

@@ -143,50 +143,77 @@ static void test_tile_statistics(void **state)
     dm_model_free(model);
 }
 
-static void set_port(weights_writer *w, const char *list, const char *quantity, const char *unit)
+static const char *unit_of(const char *quantity)
 {
-    json_t *port = json_array_get(json_object_get(w->graph, list), 0);
-    json_object_set_new(port, "quantity", json_string(quantity));
-    json_object_set_new(port, "unit", json_string(unit));
+    return strcmp(quantity, "hu") == 0                  ? "HU"
+           : strcmp(quantity, "dose_per_activity") == 0 ? "Gy/GBq"
+                                                        : "g/mL";
+}
+
+/* A network of one kernel, over the inputs side by side, with these ports and `kernel` voxels. */
+static void begin_ports(weights_writer *w, const char *const quantities[2], int channels,
+                        const char *dose_quantity, int kernel)
+{
+    const size_t inputs = quantities[1] ? 2 : 1, edge = (size_t)kernel;
+    char attributes[64];
+    weights_begin(w, "xyz", 8, 8, 8);
+    weights_port(w, "inputs", "first", channels, quantities[0], unit_of(quantities[0]));
+    if (inputs == 2)
+        weights_port(w, "inputs", "second", channels, quantities[1], unit_of(quantities[1]));
+    weights_port(w, "outputs", "dose", 1, dose_quantity, unit_of(dose_quantity));
+    weights_random(w, "w", 1, 1, 5,
+                   (const size_t[]){1, inputs * (size_t)channels, edge, edge, edge});
+    if (inputs == 2)
+        weights_node(w, "Concat", "join", "first second", "both", "{'axis': 1}");
+    snprintf(attributes, sizeof attributes, "{'kernel_shape': [%d, %d, %d]}", kernel, kernel,
+             kernel);
+    weights_node(w, "Conv", "c", inputs == 2 ? "both w -" : "first w -", "dose", attributes);
+}
+
+static void refuse_model(weights_writer *w, const char *what)
+{
+    dm_predict_options o = plain_options();
+    dm_model *model = finish_model(w);
+    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, what, "dosemap forward");
+    dm_model_free(model);
 }
 
 static void test_models(void **state)
 {
     (void)state;
-    const float kernel[27] = {1};
+    static const struct {
+        const char *quantities[2];
+        int channels;
+        const char *dose;
+        int kernel;
+        const char *what;
+    } refused[] = {
+        {{"uptake"}, 2, "dose_per_activity", 1, "\"first\" has 2 channels"},
+        {{"hu"}, 1, "dose_per_activity", 1, "takes no PET"},
+        {{"uptake", "suv"}, 1, "dose_per_activity", 1, "two PETs, \"first\" and \"second\""},
+        {{"hu", "hu"}, 1, "dose_per_activity", 1, "two CTs, \"first\" and \"second\""},
+        {{"uptake", "other"}, 1, "dose_per_activity", 1, "\"second\" is other, neither a PET"},
+        {{"suv", "hu"}, 2, "dose_per_activity", 1, "\"first\" has 2 channels"},
+        {{"suv"}, 1, "suv", 1, "\"dose\" is suv, not dose_per_activity"},
+        {{"suv", "hu"}, 1, "dose_per_activity", 3, "\"dose\" has another size"},
+    };
     weights_writer w;
-    dm_predict_options o = plain_options();
-    dm_model *model;
-
-    weights_begin(&w, "xyz", 8, 8, 8);
-    weights_input(&w, "pet", 2);
-    weights_output(&w, "dose", 1);
-    weights_random(&w, "w", 1, 1, 5, (const size_t[]){1, 2, 1, 1, 1});
-    weights_node(&w, "Conv", "c", "pet w -", "dose", "{'kernel_shape': [1, 1, 1]}");
-    model = finish_model(&w);
-    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "2 channels", "PET to dose");
-    dm_model_free(model);
-
-    begin_convolution(&w, 8, kernel);
-    set_port(&w, "inputs", "hu", "HU");
-    model = finish_model(&w);
-    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "neither uptake nor SUV", "PET to dose");
-    dm_model_free(model);
-
-    begin_convolution(&w, 8, kernel);
-    set_port(&w, "outputs", "suv", "g/mL");
-    model = finish_model(&w);
-    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "not a dose per activity", "PET to dose");
-    dm_model_free(model);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        begin_ports(&w, refused[i].quantities, refused[i].channels, refused[i].dose,
+                    refused[i].kernel);
+        refuse_model(&w, refused[i].what);
+    }
+    begin_scaling(&w, 8, 1);
+    weights_output(&w, "another", 1);
+    weights_node(&w, "Relu", "r", "dose", "another", NULL);
+    refuse_model(&w, "2 outputs of dose_per_activity");
 
     weights_begin(&w, "xyz", 8, 8, 8);
     weights_input(&w, "pet", 1);
-    weights_output(&w, "dose", 1);
-    weights_random(&w, "w", 1, 1, 5, (const size_t[]){1, 1, 3, 3, 3});
-    weights_node(&w, "Conv", "c", "pet w -", "dose", "{'kernel_shape': [3, 3, 3]}");
-    model = finish_model(&w);
-    refuse_create(model, &o, DM_ERROR_UNSUPPORTED, "another size", "one dose per voxel");
-    dm_model_free(model);
+    weights_output(&w, "dose", 2);
+    weights_random(&w, "w", 1, 1, 5, (const size_t[]){2, 1, 1, 1, 1});
+    weights_node(&w, "Conv", "c", "pet w -", "dose", "{'kernel_shape': [1, 1, 1]}");
+    refuse_model(&w, "output \"dose\" has 2 channels");
 }
 
 static void test_voxels_that_are_no_numbers(void **state)

@@ -348,8 +348,8 @@ static void test_refused_for_a_volume(void **state)
     for (int a = 0; a < 3; a++)
         o.tile[a] = DM_TILE_WHOLE;
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
-    expect(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), DM_ERROR_MEMORY, &err,
-           "150 x 150 x 150", "--tile auto");
+    expect(dm_predictor_run(p, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err),
+           DM_ERROR_MEMORY, &err, "150 x 150 x 150", "--tile auto");
     assert_null(prediction);
     dm_predictor_free(p);
     o = auto_options(64u << 20); /* the same limit, and a tile that fits it */
@@ -357,13 +357,14 @@ static void test_refused_for_a_volume(void **state)
     /* Not with two more volumes; reserving them changes nothing then. */
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
     assert_false(dm_predictor_reserve(p, &pet->grid, NULL, 2));
-    no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
+    no_error(dm_predictor_run(p, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err),
+             &err);
     dm_prediction_free(prediction);
     dm_predictor_free(p);
     o.memory_bytes = 50u << 20;
     no_error(dm_predictor_create(model, &o, &p, &err), &err);
-    expect(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), DM_ERROR_MEMORY, &err,
-           "8 x 8 x 8", "raise --memory, or use a smaller volume");
+    expect(dm_predictor_run(p, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err),
+           DM_ERROR_MEMORY, &err, "8 x 8 x 8", "raise --memory, or use a smaller volume");
     dm_predictor_free(p);
     dm_volume_free(pet);
     dm_model_free(model);
@@ -387,7 +388,9 @@ static void test_reserve(void **state)
         no_error(dm_predictor_create(model, &o, &p, &err), &err);
         for (unsigned volumes = 0; volumes < 2; volumes++) {
             assert_true(dm_predictor_reserve(p, &pet->grid, NULL, 2 * volumes));
-            no_error(dm_predictor_run(p, pet, &info, NULL, &prediction, &err), &err);
+            no_error(
+                dm_predictor_run(p, &(dm_patient){.pet = pet, .info = &info}, &prediction, &err),
+                &err);
             json_t *options = options_of(prediction);
             needed[volumes] = json_integer_value(json_object_get(options, "MemoryNeeded"));
             json_decref(options);
