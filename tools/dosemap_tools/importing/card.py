@@ -162,8 +162,9 @@ def _triple(text: str, option: str, kind: Callable[[str], Any], good: Callable[[
         values = tuple(kind(part) for part in text.split(","))
     except ValueError:
         values = ()
+    values = values * 3 if len(values) == 1 else values
     if not good(values):
-        raise usage_fault(option, text, "X,Y,Z, such as 32,32,32")
+        raise usage_fault(option, text, "X,Y,Z, such as 32,32,32, or one number for all")
     return values
 
 
@@ -204,8 +205,7 @@ def stated_by(options: argparse.Namespace) -> Stated:
     stated = read_card(options.card) if options.card else Stated()
     _state_ports(stated, options)
     if options.patch:
-        sizes = options.patch if "," in options.patch else ",".join([options.patch] * 3)
-        stated.patch_size = _triple(sizes, "--patch", int, _is_patch)
+        stated.patch_size = _triple(options.patch, "--patch", int, _is_patch)
     if options.voxel_size:
         stated.voxel_size_stated = True
         stated.voxel_size_mm = None

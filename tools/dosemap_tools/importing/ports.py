@@ -84,7 +84,12 @@ def parse_port(text: str, option: str) -> StatedPort:
         raise usage_fault(option, text, f"{PORT_FORM} with a number of channels")
     unit = fields[2] if len(fields) > 2 else ""
     name = fields[0] or _NAMES.get(quantity, option.lstrip("-"))
-    return StatedPort(name, quantity, unit or UNITS[quantity], int(channels))
+    unit = unit or UNITS[quantity]
+    try:
+        unit_factor(quantity, unit)
+    except NetworkImportError as error:
+        raise UsageError(error.what, where=option, remedy=error.remedy) from error
+    return StatedPort(name, quantity, unit, int(channels))
 
 
 def _number(text: str) -> float:
@@ -103,8 +108,9 @@ def _parse_step(text: str) -> Json:
         if low > high:
             raise ValueError(text)
         return {"clip": [low, high]}
-    values = dict(part.split("=") for part in text.split(","))
-    if not values or not values.keys() <= {"scale", "offset"}:
+    parts = [part.split("=") for part in text.split(",")]
+    values = {name: value for name, value in parts}
+    if len(values) < len(parts) or not values.keys() <= {"scale", "offset"}:
         raise ValueError(text)
     scale, offset = _number(values.get("scale", "1")), _number(values.get("offset", "0"))
     return {"scale": scale, "offset": offset}
@@ -158,9 +164,12 @@ def card_port(value: object, where: str) -> StatedPort:
             raise NetworkImportError(f"{key!r} of {value!r}", where=where, remedy=remedy)
     if unknown:
         raise NetworkImportError(f"unknown: {sorted(unknown)}", where=where, remedy=remedy)
-    return StatedPort(
-        name, value["quantity"], unit or UNITS[value["quantity"]], channels, tuple(steps)
-    )
+    unit = unit or UNITS[value["quantity"]]
+    try:
+        unit_factor(value["quantity"], unit)
+    except NetworkImportError as error:
+        raise NetworkImportError(error.what, where=where, remedy=error.remedy) from error
+    return StatedPort(name, value["quantity"], unit, channels, tuple(steps))
 
 
 def unit_factor(quantity: str, unit: str) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from dosemap_tools.importing.card import Stated, statement_of
 from dosemap_tools.importing.network import (
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
-STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+    from dosemap_tools.importing.checkpoint import Checkpoint
+
+STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _SHOWN = 8  # tensors of a state dict that a first look lists
 
 
@@ -145,12 +149,13 @@ class StateSource(Source):
         from dosemap_tools.importing.checkpoint import load
 
         self._network_name = network
-        self._state = load(path, key=key, prefix=prefix)
+        self._checkpoint: Checkpoint | None = load(path, key, prefix)
         self._module: nn.Module | None = None
 
     def lines(self) -> list[str]:
         """Return the first tensors of the state dict."""
-        shapes = [(name, tuple(values.shape)) for name, values in self._state.items()]
+        held: Mapping[str, Any] = self._checkpoint or {}
+        shapes = [(name, tuple(values.shape)) for name, values in held.items()]
         rows = [f"{name} {shape}" for name, shape in shapes[:_SHOWN]]
         more = len(shapes) - len(rows)
         return rows + [f"... and {more} more tensors"] * (more > 0)
@@ -172,31 +177,34 @@ class StateSource(Source):
         from dosemap_tools.importing.convert import convert
 
         self._module = torch_network.module_from(name, Path.cwd())
-        self._give_weights(self._module)
+        notes = self._give_weights(self._module)
         statement, _ = statement_of(stated, (), ())
         channels = _input_channels(self._module, statement.inputs)
-        program, notes = torch_network.export_program(self._module, channels, statement)
+        program, traced = torch_network.export_program(self._module, channels, statement)
         model = torch_network.to_onnx(program, name)
         inputs, outputs = _described(model)
         statement, more = statement_of(stated, inputs, outputs)
-        return statement, convert(model, statement, name), notes + more
+        return statement, convert(model, statement, name), notes + traced + more
 
     def _known(self, name: str, stated: Stated) -> tuple[Statement, Network, list[str]]:
         from dosemap_tools.importing import torch_network
 
         graph = torch_network.network_graph(name)
         self._module = torch_network.network_module(name)
-        self._give_weights(self._module)
-        statement, notes = statement_of(stated, (), ())
-        state = self._module.state_dict()
-        return statement, _known_network(graph, state, statement, torch_network.tensors_for), notes
+        notes = self._give_weights(self._module)
+        statement, more = statement_of(stated, (), ())
+        tensors = torch_network.tensors_for(graph, self._module.state_dict())
+        return statement, _known_network(graph, tensors, statement), notes + more
 
-    def _give_weights(self, module: nn.Module) -> None:
+    def _give_weights(self, module: nn.Module) -> list[str]:
         from dosemap_tools.importing import checkpoint, torch_network
 
-        state, self._state = self._state, {}
-        fitted = checkpoint.fit(state, torch_network.wanted_shapes(module), str(self.path))
+        notes: list[str] = []
+        held, self._checkpoint = self._checkpoint, None
+        wanted = torch_network.wanted_shapes(module)
+        fitted = checkpoint.fit(_taken(held), wanted, str(self.path), notes)
         torch_network.load_weights(module, fitted)
+        return notes
 
     def original(self) -> Original:
         """Return the network as its own framework runs it, and keep nothing of it."""
@@ -222,7 +230,7 @@ def _input_channels(module: nn.Module, ports: Sequence[Port]) -> list[int]:
     )
 
 
-def _known_network(graph: Json, state: Any, statement: Statement, tensors_for: Any) -> Network:  # noqa: ANN401
+def _known_network(graph: Json, tensors: dict[str, np.ndarray], statement: Statement) -> Network:
     """Return a network of models/ with the names and the meaning that were stated."""
     renamed: dict[str, str] = {}
     for key, ports in (("inputs", statement.inputs), ("outputs", statement.outputs)):
@@ -233,7 +241,6 @@ def _known_network(graph: Json, state: Any, statement: Statement, tensors_for: A
             )
         pairs = zip(graph[key], ports, strict=True)
         renamed |= {own["name"]: port.name for own, port in pairs}
-    tensors = tensors_for(graph, state)
     nodes = [
         {
             **node,
