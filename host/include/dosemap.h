@@ -515,6 +515,49 @@ DM_API dm_status dm_prediction_write(const dm_prediction *prediction, const char
  * the prediction is finished. */
 DM_API bool dm_prediction_is_complete(const char *dose_path);
 
+/* ---- The network alone ---------------------------------------------------------------------- */
+
+/* Patches of one input or output of a model, in the network's values (behind its intensity
+ * transform) and axes (`spatial_axes` of its graph): element (n, c, i, j, k) is
+ * data[(((n*channels + c)*size[0] + i)*size[1] + j)*size[2] + k]. */
+typedef struct dm_patches {
+    const char *name; /* of the input or output, as the graph has it */
+    size_t count, channels, size[3];
+    float *data;
+} dm_patches;
+
+typedef struct dm_forward_options {
+    dm_precision precision;       /* AUTO: float32 */
+    const char *device;           /* "auto", "cpu", "cuda", "cuda:1"; NULL: auto */
+    unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
+    dm_convolutions convolutions; /* on a CUDA device */
+    dm_progress progress;         /* may be NULL */
+    void *progress_user;
+} dm_forward_options;
+
+DM_API void dm_forward_options_init(dm_forward_options *options);
+
+/* What the network makes of patches: no tiling, no units, no intensity transforms. Any model, also
+ * one that cannot predict. inputs: one for each of the graph's, in any order, all with the same
+ * count (at least 1) and size, which the network has to be defined for; their data are read only.
+ * *outputs: one for each of the graph's, in its order, whose size may be another; released with
+ * dm_patches_free; names belong to the model. options: NULL for the defaults. Takes the memory of
+ * one patch, and of the inputs and outputs. On the CPU a patch's result does not depend on the
+ * others nor on the number of threads. Errors: VALUE (an input missing, unknown, or of the wrong
+ * shape; a value that is not finite, there or in the result), UNSUPPORTED (precision), DEVICE,
+ * MEMORY, CANCELLED. */
+DM_API dm_status dm_model_forward(const dm_model *model, const dm_patches *inputs, size_t n_inputs,
+                                  const dm_forward_options *options, dm_patches **outputs,
+                                  size_t *n_outputs, dm_error *err);
+DM_API void dm_patches_free(dm_patches *patches, size_t n);
+
+/* The same from one safetensors file to another, of any size: tensors named as the graph's inputs
+ * and outputs, F32, (count, channels, size). A few patches are in memory at a time. The output file
+ * appears whole or not at all. Errors: besides, IO and FORMAT. */
+DM_API dm_status dm_model_forward_file(const dm_model *model, const char *input_path,
+                                       const char *output_path, const dm_forward_options *options,
+                                       dm_error *err);
+
 /* ---- Benchmark ------------------------------------------------------------------------------ */
 
 typedef enum dm_scenario {
