@@ -101,6 +101,9 @@ def open_archive(path: Path) -> Archive:
                 listed = opened.infolist()
         except (zipfile.BadZipFile, ValueError, struct.error, UnicodeDecodeError) as error:
             refuse(str(error))
+        if any("/code/" in info.filename for info in listed):  # compressed, unlike all others
+            what, remedy = "it is TorchScript, which is code", "save the state dict, or ONNX"
+            raise NetworkImportError(what, where=str(path), remedy=remedy)
         found = [(info.filename, _member(file, info, refuse)) for info in listed]
     ends = 0
     for name, (start, member) in sorted(found, key=lambda pair: pair[1][0]):
