@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations, however they are spelled.
+
+What computes one tensor from another element by element, with constants, is a function of one
+number. It is evaluated in float64 on points that lie dense where such functions bend, beyond the
+constants in it and at them, and compared with the activations of weights/FORMAT.md: which steps
+it is made of does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from dosemap_tools.importing.graph_edit import (
+    Editor,
+    constant,
+    elements,
+    is_constant,
+    is_float,
+    is_onnx,
+    shape_of,
+)
+
+# What weights/FORMAT.md has, or what lower.py writes in its words one by one.
+_PLAIN = {
+    *("Add", "Sub", "Mul", "Neg", "Sum", "Mean", "Identity", "Cast", "Dropout"),
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "Softplus", "Gelu"),
+}
+_OTHERS = {
+    *("Div", "Pow", "Sqrt", "Exp", "Log", "Erf", "Reciprocal", "Abs", "Sign", "Min", "Max", "Clip"),
+    *("Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor"),
+    *("Not", "Celu", "Selu", "HardSigmoid", "HardSwish", "Mish", "Softsign", "Swish"),
+    "ThresholdedRelu",
+}
+_ELEMENTWISE = _PLAIN | _OTHERS
+_MAX_NODES = 24  # of one activation
+_TOLERANCE = 5e-7  # float32 constants in it are rounded
+_FAR = 80.0  # exp of more is not a float32
+
+Emit = Callable[["_Writer"], ir.Value]
+
+
+def rejoin_activations(editor: Editor) -> None:
+    """Put activations of weights/FORMAT.md in the place of all their spellings."""
+    roots = [n for n in editor.graph if is_onnx(n) and n.op_type in _ELEMENTWISE]
+    for root in reversed(roots):
+        if root.graph is None or not is_float(root.outputs[0]):
+            continue
+        value = root.outputs[0]
+        if not value.uses() and not value.is_graph_output():
+            continue
+        for region in _regions(root):
+            if _replace(editor, region):
+                editor.prune()
+                break
+
+
+@dataclass
+class _Region:
+    """Nodes that compute `root` of `x` alone."""
+
+    x: ir.Value
+    root: ir.Node
+    nodes: list[ir.Node]
+
+
+def _cast(node: ir.Node) -> str | None:
+    """Return the operator that a cast is on float64: none for what cuts numbers off."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or source.dtype is None or not is_float(result):
+        return None
+    if source.dtype == ir.DataType.BOOL:
+        return "Cast"
+    return "Identity" if source.dtype.is_floating_point() else None
+
+
+def _is_plain(node: ir.Node) -> bool:
+    if node.op_type == "Div":
+        return is_constant(node.inputs[1])
+    if node.op_type == "Pow":
+        exponent = constant(node.inputs[1])
+        return exponent is not None and exponent.size == 1 and float(exponent.reshape(())) == 2.0
+    return node.op_type in _PLAIN
+
+
+def _regions(root: ir.Node) -> list[_Region]:
+    """Return the parts of the graph that end in `root` and begin in one value, small ones first."""
+    reached: dict[int, ir.Node] = {id(root): root}
+    waiting, starts = [root], {}
+    while waiting and len(reached) <= _MAX_NODES:
+        for value in waiting.pop(0).inputs:
+            if value is None or is_constant(value):
+                continue
+            if is_float(value):
+                starts[id(value)] = value
+            node = value.producer()
+            if node is None or not is_onnx(node) or node.op_type not in _ELEMENTWISE:
+                continue
+            if id(node) not in reached:
+                reached[id(node)] = node
+                waiting.append(node)
+    if all(_is_plain(n) and n.op_type not in ("Tanh", "Pow") for n in reached.values()):
+        return []
+    regions = [r for x in starts.values() if (r := _region(root, x)) is not None]
+    return sorted(regions, key=lambda region: len(region.nodes))
+
+
+def _region(root: ir.Node, x: ir.Value) -> _Region | None:
+    """Return the nodes between x and root, or None if root needs something else, too."""
+    shape = shape_of(x)
+    nodes: dict[int, ir.Node] = {}
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in nodes:
+            continue
+        if not is_onnx(node) or node.op_type not in _ELEMENTWISE or len(nodes) >= _MAX_NODES:
+            return None
+        if shape is None or shape_of(node.outputs[0]) != shape:
+            return None
+        if node.op_type == "Cast" and _cast(node) is None:
+            return None
+        nodes[id(node)] = node
+        for value in node.inputs:
+            if value is None or is_constant(value) or value is x:
+                continue
+            producer = value.producer()
+            if producer is None:
+                return None
+            waiting.append(producer)
+    if root.graph is None:
+        return None
+    order = [node for node in root.graph if id(node) in nodes]
+    # Steps that the program has are left as they are unless one operator stands for many of them.
+    if all(map(_is_plain, order)) and len(order) < 5:
+        return None
+    return _Region(x, root, order)
+
+
+# --------------------------------------------------------------------------------------------------
+# What the function is
+
+
+class _Curve:
+    """Values of a region on points: one column, or one per channel."""
+
+    def __init__(self, region: _Region, opset: int) -> None:
+        self.points = _points(region)
+        self.columns = 1
+        constants = {
+            v: constant(v)
+            for n in region.nodes
+            for v in n.inputs
+            if v is not None and v.name
+            if is_constant(v)
+        }
+        shape = shape_of(region.x) or ()
+        for array in constants.values():
+            if array is not None and array.size > 1:
+                self.columns = shape[1] if len(shape) > 1 else 0
+        x = np.tile(self.points[:, None], (1, self.columns))
+        x = x.reshape(len(self.points), self.columns, *[1] * (len(shape) - 2))
+        with np.errstate(all="ignore"):
+            y = _evaluate(region, opset, x, constants)
+        self.values = np.asarray(y, np.float64).reshape(len(self.points), -1)
+
+    def at(self, point: float) -> float:
+        """Return the first column's value at one of the fixed points."""
+        return float(self.values[int(np.argmin(np.abs(self.points - point))), 0])
+
+    def is_like(self, other: Callable[[np.ndarray], np.ndarray]) -> bool:
+        """Return whether the function is `other` on all points, wherever it is finite itself."""
+        near = np.abs(self.points[:, None]) <= _FAR
+        with np.errstate(all="ignore"):
+            wanted = other(self.points[:, None])
+            apart = np.abs(self.values - wanted)
+        fits = apart <= _TOLERANCE * np.maximum(1.0, np.abs(wanted))
+        return bool((fits | (~near & ~np.isfinite(self.values))).all())
+
+
+def _points(region: _Region) -> np.ndarray:
+    """Return where a function is looked at; beyond _FAR float32 may end before float64 does."""
+    own = [0.0]
+    for node in region.nodes:
+        arrays = [constant(v) for v in node.inputs if is_constant(v)]
+        for array in arrays:
+            if array is not None and 0 < array.size <= 64:
+                own.extend(float(v) for v in array.reshape(-1) if np.isfinite(v))
+        for item in node.attributes.values():
+            if item.type == ir.AttributeType.FLOAT:
+                own.append(float(item.value))
+    bends = np.unique(np.abs(np.clip(own, -1e6, 1e6)))[:64]
+    around = np.concatenate([bends * f for f in (1 - 1e-6, 1, 1 + 1e-6, 0.5, 2)])
+    far = np.array([100.0, 1e3, 1e4])
+    half = np.concatenate(
+        [np.linspace(0, 8, 801), np.linspace(8, _FAR, 289), 10.0 ** np.arange(-8, 0), around, far]
+    )
+    return np.unique(np.concatenate([-half, half]))
+
+
+def _evaluate(
+    region: _Region, opset: int, x: np.ndarray, constants: dict[ir.Value, np.ndarray | None]
+) -> np.ndarray:
+    """Return the region's values by the reference implementation of ONNX."""
+    names = {region.x: "x"} | {v: f"c{i}" for i, v in enumerate(constants)}
+    feeds = {"x": x}
+    for value, array in constants.items():
+        if array is None:
+            raise ValueError
+        wide = array.astype(np.float64) if array.dtype.kind == "f" else array
+        feeds[names[value]] = wide
+    protos = []
+    for number, node in enumerate(region.nodes):
+        names[node.outputs[0]] = f"v{number}"
+        proto = ir.serde.serialize_node(node)
+        if node.op_type == "Cast":
+            kind = _cast(node) or ""
+            proto = onnx.helper.make_node(kind, [""], [""])
+            if kind == "Cast":
+                proto.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.DOUBLE))
+        elif node.op_type == "Dropout":
+            proto = onnx.helper.make_node("Identity", [""], [""])
+        del proto.input[:], proto.output[:]
+        used = node.inputs[:1] if node.op_type in ("Cast", "Dropout") else node.inputs
+        proto.input.extend("" if v is None else names[v] for v in used)
+        proto.output.append(names[node.outputs[0]])
+        proto.domain = ""
+        protos.append(proto)
+    typed = [onnx.helper.make_tensor_value_info(n, _type(a), None) for n, a in feeds.items()]
+    result = names[region.root.outputs[0]]
+    graph = onnx.helper.make_graph(
+        protos,
+        "f",
+        typed,
+        [onnx.helper.make_tensor_value_info(result, onnx.TensorProto.DOUBLE, None)],
+    )
+    versions = [node.version or 0 for node in region.nodes]
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, *versions))]
+    )
+    return ReferenceEvaluator(model).run(None, feeds)[0]
+
+
+def _type(array: np.ndarray) -> int:
+    return onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+
+
+def _replace(editor: Editor, region: _Region) -> bool:
+    """Replace a region by an activation that is the same function."""
+    opset = editor.graph.opset_imports.get("", 1)
+    try:
+        curve = _Curve(region, opset)
+    except Exception:  # the reference implementation does not know the operator: it stays
+        return False
+    if curve.values.shape[1] not in (1, curve.columns) or curve.columns < 1:
+        return False
+    found = _identify(curve)
+    if found is None:
+        return False
+    name, emit, size = found
+    if all(map(_is_plain, region.nodes)) and size >= len(region.nodes):
+        return False
+    new = emit(_Writer(editor, region))
+    editor.replace(region.root.outputs[0], new)
+    editor.count(f"{name} re-joined")
+    return True
+
+
+def _identify(curve: _Curve) -> tuple[str, Emit, int] | None:
+    """Return name, writer and number of nodes of the activation that a curve is."""
+    per_channel = _slopes(curve)
+    if per_channel is not None:
+        return per_channel
+    if curve.values.shape[1] > 1:
+        if not (curve.values == curve.values[:, :1]).all():
+            return None
+        curve.values = curve.values[:, :1]
+    for candidate in (_smooth, _scaled_elu, _softplus, _gated, _bounded, _absolute):
+        found = candidate(curve)
+        if found is not None:
+            return found
+    return None
+
+
+def _slopes(curve: _Curve) -> tuple[str, Emit, int] | None:
+    """Relu, LeakyRelu, PRelu: the number itself above 0, a multiple of it below."""
+    at = int(np.argmin(np.abs(curve.points + 1.0)))
+    slopes = -curve.values[at]
+    if not np.isfinite(slopes).all():
+        return None
+    if not curve.is_like(lambda x: np.where(x > 0, x, slopes * x)):
+        return None
+    if (slopes == 0).all():
+        return "Relu", lambda w: w("Relu"), 1
+    alpha = float(np.float32(slopes[0]))
+    if alpha == 1:
+        return None
+    if (slopes == slopes[0]).all():
+        return "LeakyRelu", lambda w: w("LeakyRelu", alpha=alpha), 1
+    return "PRelu", lambda w: w.prelu(slopes), 1
+
+
+def _smooth(curve: _Curve) -> tuple[str, Emit, int] | None:
+    if curve.is_like(np.tanh):
+        return "Tanh", lambda w: w("Tanh"), 1
+    if curve.is_like(_sigmoid):
+        return "Sigmoid", lambda w: w("Sigmoid"), 1
+    if curve.is_like(_gelu):
+        return "Gelu", lambda w: w("Gelu", version=20, approximate="none"), 1
+    if curve.is_like(_gelu_tanh):
+        return "Gelu (tanh)", lambda w: w("Gelu", version=20, approximate="tanh"), 1
+    if curve.is_like(lambda x: -_softplus_of(-x)):
+        return "LogSigmoid", lambda w: w.times(w("Softplus", w.times(w.x, -1.0)), -1.0), 3
+    return None
+
+
+def _scaled_elu(curve: _Curve) -> tuple[str, Emit, int] | None:
+    """Elu, Selu, Celu: s x above 0, s a (exp(b x) - 1) below."""
+    s, limit, one = curve.at(1.0), -curve.at(-_FAR), -curve.at(-1.0)
+    if not (s > 0 and 0 < one < limit):
+        return None
+    b = -math.log1p(-one / limit)
+    for rounded in (1.0, 1.0 / float(f"{1 / b:.6g}"), float(f"{b:.6g}")):
+        if abs(b - rounded) <= 1e-6 * b:
+            b = rounded
+            break
+    a = limit / s
+    if not curve.is_like(lambda x: np.where(x > 0, s * x, s * a * np.expm1(b * np.minimum(x, 0)))):
+        return None
+
+    def emit(w: _Writer) -> ir.Value:
+        inside = w.times(w.x, b)
+        return w.times(w("Elu", inside, alpha=float(np.float32(a * b))), s / b)
+
+    return "Elu", emit, 1 + 2 * (b != 1) + (s != b)
+
+
+def _softplus(curve: _Curve) -> tuple[str, Emit, int] | None:
+    half = curve.at(0.0)
+    if not half > 0:
+        return None
+    b = math.log(2.0) / half
+    b = 1.0 if abs(b - 1) < 1e-6 else b
+    if not curve.is_like(lambda x: _softplus_of(b * x) / b):
+        return None
+    return "Softplus", lambda w: w.times(w("Softplus", w.times(w.x, b)), 1 / b), 1 + 2 * (b != 1)
+
+
+def _gated(curve: _Curve) -> tuple[str, Emit, int] | None:
+    """Find the number times a bounded function: SiLU, Mish, HardSwish."""
+    one = curve.at(1.0)
+    if 0.5 < one < 1:
+        b = -math.log(1 / one - 1)
+        b = 1.0 if abs(b - 1) < 1e-6 else b
+        if curve.is_like(lambda x: x * _sigmoid(b * x)):
+            return "SiLU", lambda w: w("Mul", w.x, w("Sigmoid", w.times(w.x, b))), 2 + (b != 1)
+    if curve.is_like(lambda x: x * np.tanh(_softplus_of(x))):
+        return "Mish", lambda w: w("Mul", w.x, w("Tanh", w("Softplus"))), 3
+    if curve.is_like(lambda x: x * np.clip(x + 3, 0, 6) / 6):
+        return (
+            "HardSwish",
+            lambda w: w("Mul", w.x, w.times(w.clip(1.0, 3.0, 0.0, 6.0), 1 / 6)),
+            6,
+        )
+    return None
+
+
+def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
+    """Clip, ReLU6, Hardtanh, HardSigmoid: a x + b between two bounds, of which one may lack."""
+    y, x = curve.values[:, 0], curve.points
+    low, high = float(y[0]), float(y[-1])
+    if low == high or not np.isfinite([low, high]).all() or (np.diff(y) * (high - low) < 0).any():
+        return None
+    inside = (np.abs(y - low) > 0.02 * abs(high - low)) & (
+        np.abs(y - high) > 0.02 * abs(high - low)
+    )
+    if inside.sum() < 2:
+        inside = np.abs(x) < 100
+        inside &= (y != low) & (y != high)
+    if inside.sum() < 2:
+        return None
+    first, last = np.flatnonzero(inside)[[0, -1]]
+    if x[first] == x[last]:
+        return None
+    a = (y[last] - y[first]) / (x[last] - x[first])
+    a = float(np.float32(a))
+    b = float(np.float32(y[first] - a * x[first]))
+    if abs(a - round(a)) < 1e-6 * abs(a):
+        a = float(round(a))
+    if abs(b) < 1e-6:
+        b = 0.0
+    if a <= 0:
+        return None
+    # A bound that the straight line goes through at the ends of the points is none.
+    below = low > a * x[0] + b + 1.0
+    above = high < a * x[-1] + b - 1.0
+    lo, hi = (low if below else -math.inf), (high if above else math.inf)
+    if not (below or above) or not curve.is_like(lambda x: np.clip(a * x + b, lo, hi)):
+        return None
+    return "Clip", lambda w: w.clip(a, b, lo, hi), 6
+
+
+def _absolute(curve: _Curve) -> tuple[str, Emit, int] | None:
+    if curve.is_like(np.abs):
+        return "Abs", lambda w: w("Add", w("Relu"), w("Relu", w.times(w.x, -1.0))), 4
+    return None
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _softplus_of(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, 0)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing it
+
+
+class _Writer:
+    """Writes nodes in the place of a region; called with an operator, it writes that."""
+
+    def __init__(self, editor: Editor, region: _Region) -> None:
+        self.editor, self.root, self.x = editor, region.root, region.x
+        self.shape = shape_of(region.x) or ()
+
+    def __call__(
+        self, kind: str, *inputs: ir.Value, version: int | None = None, **attributes: float | str
+    ) -> ir.Value:
+        operands = inputs or (self.x,)
+        return self.editor.add(
+            kind, operands, self.shape, self.root, dict(attributes), version=version
+        )
+
+    def number(self, value: float) -> ir.Value:
+        """Return a constant scalar."""
+        return self.editor.weight(np.array(value), f"{self.root.name}.constant")
+
+    def times(self, value: ir.Value, factor: float) -> ir.Value:
+        """Return value * factor."""
+        return value if factor == 1 else self("Mul", value, self.number(factor))
+
+    def prelu(self, slopes: np.ndarray) -> ir.Value:
+        """Return PRelu with a slope for each channel."""
+        tail = [1] * (len(self.shape) - 2)
+        weight = self.editor.weight(slopes.reshape(-1, *tail), f"{self.root.name}.slope")
+        return self("PRelu", self.x, weight)
+
+    def clip(self, a: float, b: float, low: float, high: float) -> ir.Value:
+        """Return a x + b within bounds, by Relu.
+
+        high - relu(high - low - relu(a x + b - low)) is exact outside of the bounds and rounds
+        twice inside of them.
+        """
+        value = self.times(self.x, a)
+        if low == -math.inf:  # high - relu(high - b - a x)
+            value = self("Relu", self("Sub", self.number(high - b), value))
+            return self("Sub", self.number(high), value)
+        if b != low:
+            value = self("Add", value, self.number(b - low))
+        value = self("Relu", value)
+        if high == math.inf:
+            return value if low == 0 else self("Add", value, self.number(low))
+        value = self("Relu", self("Sub", self.number(high - low), value))
+        if elements(self.shape) and not any("Clip by Relu" in r for r in self.editor.remarks):
+            self.editor.remarks.append(
+                "Clip by Relu: bounds exact, 2e-7 of their distance off between them"
+            )
+        return self("Sub", self.number(high), value)
