@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """dosemap-import: what it asks for, how options and cards are read, and what they may not be."""
 
-
 import numpy as np
 import pytest
 
@@ -87,7 +86,11 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words", "remedy"), BAD_OPTIONS, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+@pytest.mark.parametrize(
+    ("options", "words", "remedy"),
+    BAD_OPTIONS,
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
+)
 def test_an_option_that_is_wrong(tmp_path, lopsided, capsys, options, words, remedy):
     status, _ = bring_in(tmp_path, lopsided, *options)
     said = capsys.readouterr().err
@@ -99,6 +102,7 @@ BAD_UNITS = [
     (("--input", "uptake:Bq/mL"), "activity that was injected"),
     (("--input", "suv:%"), "known units: g/mL, kg/L"),
     (("--output", "dose_per_activity:Gy"), "mGy/MBq"),
+    (("--output", "other"), "such as other:mm"),
     (("--output", "dose_per_activity:Gy/0GBq"), "mGy/MBq"),
 ]
 
@@ -128,7 +132,7 @@ BAD_CARDS = [
     ({"inputs": [{"quantity": "suv", "intensity": [{"clip": [1]}]}]}, "'intensity'"),
     ({"inputs": [{"quantity": "suv", "scale": 2}]}, "unknown"),
     ({"inputs": [{"quantity": "suv", "channels": -1}]}, "'channels'"),
-    ({"outputs": [{"quantity": "other", "name": ""}]}, "'name'"),
+    ({"outputs": [{"quantity": "other", "unit": "1", "name": ""}]}, "'name'"),
     ({"skip_air": "off"}, "'skip_air'"),
 ]
 
@@ -170,7 +174,7 @@ def test_a_source_that_is_none(tmp_path, capsys, name, words):
         ("ct:hu", StatedPort("ct", "hu", "HU")),
         ("uptake:%IA/mL", StatedPort("pet", "uptake", "%IA/mL")),
         ("map:dose_per_activity:mGy/MBq:1", StatedPort("map", "dose_per_activity", "mGy/MBq", 1)),
-        ("other", StatedPort("input", "other", "")),
+        ("other:1", StatedPort("input", "other", "1")),
         ("suv:suv::4", StatedPort("suv", "suv", "g/mL", 4)),
     ],
 )

@@ -175,6 +175,9 @@ def card_port(value: object, where: str) -> StatedPort:
 def unit_factor(quantity: str, unit: str) -> float:
     """Return how much of the quantity's own unit 1 of `unit` is."""
     if quantity == "other":
+        if not 0 < len(unit.encode()) <= 64 or not unit.isprintable():
+            remedy = "state it, such as other:mm; 1 where it has none"
+            raise NetworkImportError(f"the unit of other is {unit!r}", remedy=remedy)
         return 1.0
     if quantity == "dose_per_activity":
         match = _DOSE_UNIT.fullmatch(unit)
