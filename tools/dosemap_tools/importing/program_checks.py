@@ -25,7 +25,7 @@ _EVAL = "call model.eval() before torch.export.export"
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _PATH = re.compile(r"[A-Za-z0-9_.\- ]{1,255}")  # of a parameter: goes into source code, too
 _SYMBOL = re.compile(r"s\d{1,9}")
-_ATEN = re.compile(r"torch\.ops\.aten\.([a-z_][a-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
+_ATEN = re.compile(r"torch\.ops\.aten\.([a-z_][a-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
 
 # torch/_export/serde/schema.py: ScalarType. Half and double precision become float32.
 FLOAT, STRIDED, CPU = 7, 7, {"type": "cpu", "index": None}
@@ -357,6 +357,8 @@ def _node(value: object) -> Json:
 
 def _named(value: object) -> Json:
     name, argument = record(value, "name", "arg")
+    learns = name in ("train", "training") and argument == {"as_bool": True}
+    need(not learns, "it was exported as it trains: batch statistics or dropout", _EVAL)
     kind = value.get("kind")  # type: ignore[attr-defined]
     made = {"name": "" if name == "" else _name(name), "arg": _ARGUMENT(argument)}
     return made | {"kind": None if kind is None else integer(kind)}

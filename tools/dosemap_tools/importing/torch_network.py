@@ -296,21 +296,25 @@ class TorchOriginal:
 
         self.description = f"PyTorch {torch.__version__}"
         self.output_names: list[str] = []  # known after the first run
-        self._fixed_batch = False
+        self._batch: int | None = None  # None: any
         if isinstance(network, torch.nn.Module):
             self._module = network.float().eval()
             return
-        self._fixed_batch = _fixed_batch(network)
+        self._batch = _fixed_batch(network)
         with quiet():
             self._module = network.module(check_guards=False)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for inputs (N, C, a, b, c), float32, in the order of the tensors."""
         samples = len(inputs[0])
-        if not self._fixed_batch or samples == 1:
+        if self._batch in (None, samples):
             return self._run(inputs)
-        parts = [self._run([array[n : n + 1] for array in inputs]) for n in range(samples)]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        indices = (
+            np.arange(-(-samples // self._batch) * self._batch) % samples
+        )  # the last is filled
+        batches = indices.reshape(-1, self._batch)
+        parts = [self._run([array[batch] for array in inputs]) for batch in batches]
+        return [np.concatenate(outputs)[:samples] for outputs in zip(*parts, strict=True)]
 
     def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         import torch
@@ -324,13 +328,14 @@ class TorchOriginal:
         return [values.float().cpu().contiguous().numpy() for _, values in outputs]
 
 
-def _fixed_batch(program: ExportedProgram) -> bool:
-    """Return whether a program takes batches of 1 only."""
+def _fixed_batch(program: ExportedProgram) -> int | None:
+    """Return the only batch that a program takes, or None if it takes any."""
     users = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in users and hasattr(node.meta["val"], "shape"):
-            return isinstance(node.meta["val"].shape[0], int)
-    return False
+            batch = node.meta["val"].shape[0]
+            return batch if isinstance(batch, int) else None
+    return None
 
 
 def _flat(value: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
