@@ -1,38 +1,53 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Windows of the PET as the network wants them (predict/gather.h):
+ * Windows of the PET, and of other images on its grid, as the network wants them
+ * (predict/gather.h), of each channel c:
  *
- *     q = factor * resampled PET,  input = transform(q) inside the volume, 0 around it
+ *     q = factor[c] * resampled image c,  input = transform[c](q) inside the volume, 0 around it
  *
- * and the largest q of each window, by which windows of air are left out.
+ * and the largest q of each window in one channel, by which windows of air are left out.
  *
- * Layouts: source any strides, seen along the model's axes; output (samples, tile z, y, x, 1).
- * Preconditions: the source's box holds every voxel that the windows use; the axes have fewer than
- * 2^31 voxels, a tile fewer than 2^31 in all; tables as predict/resample.h makes them.
+ * Layouts: sources any strides, seen along the model's axes, the same for all channels; output
+ * (samples, tile z, y, x, C).
+ * Preconditions: 1 to 4 channels; the source's box holds every voxel that the windows use; the axes
+ * have fewer than 2^31 voxels, a tile fewer than 2^31 in all; tables as predict/resample.h makes
+ * them; 2 and 4 channels of a voxel are aligned as a whole.
  * Threads: patches of volume.cuh over the tile, those of one place of the batch after those of the
  * place before; a thread makes PATCH_DEPTH voxels of one window. Lanes go along x, so that stores are dense.
- * Per voxel, exact map: 4 bytes read (in a permuted volume the sectors are shared through L1) and
- * 4 or 2 written; resampled from t taps per axis: t^3 reads, nearly all from L1, and t^3 + t^2 + t
- * multiply-adds (16 to 80 FLOP for 2 and 3 taps). No reuse worth shared memory beyond that.
+ * All channels of a voxel by one thread, in one launch: they are neighbours in memory, and a store
+ * takes them together (of three it takes three), where a launch for each would write every sector
+ * once per channel.
+ * Per voxel and channel, exact map: 4 bytes read (in a permuted volume the sectors are shared
+ * through L1) and 4 or 2 written; resampled from t taps per axis: t^3 reads, nearly all from L1, and
+ * t^3 + t^2 + t multiply-adds (16 to 80 FLOP for 2 and 3 taps). No reuse worth shared memory beyond
+ * that.
  * Tolerance: the CPU's bytes; log1p and expm1 within 2 ulp, and then rounded to the element type.
  */
 #include "kernels/intensity_value.h"
 #include "kernels/volume.cuh"
 
-/* The network's input quantity at a voxel of the model's grid. */
-__device__ __forceinline__ float input_quantity(const device_gather &g, const voxel &v)
+/* A channel's quantity at a voxel of the model's grid. */
+__device__ __forceinline__ float input_quantity(const device_gather &g, unsigned channel,
+                                                const voxel &v)
 {
+    device_volume source = g.source;
+    source.data += channel * g.apart;
     float value;
     if (g.exact)
-        value = __ldg(g.source.data + volume_index(g.source, v));
+        value = __ldg(source.data + volume_index(source, v));
     else
-        value = resampled(g.table, g.source, v, g.nan_to_zero);
+        value = resampled(g.table, source, v, g.nan_to_zero);
     if (g.nan_to_zero && !is_finite(value))
         return 0;
-    return value * g.factor;
+    return value * g.channel[channel].factor;
 }
 
-template <class T>
+/* The input of a voxel. */
+template <class T, unsigned C> struct alignas(C == 3 ? sizeof(T) : C * sizeof(T)) voxel_input {
+    T channel[C];
+};
+
+template <class T, unsigned C>
 static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
     gather_kernel(device_gather g, patch_grid patches, const unsigned *windows, T *out,
                   size_t sample, size_t pitch, unsigned long long *fault)
@@ -49,15 +64,27 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
             continue;
         const unsigned in_tile = tile_index(v, g.tiling.tile);
         const voxel model = {start.x + v.x, start.y + v.y, start.z + v.z};
-        T stored = from_float<T>(0.0f);
-        if (window != NO_WINDOW && is_inside(model, g.tiling.volume)) {
-            stored = from_float<T>(intensity_transformed(&g.intensity, input_quantity(g, model)));
-            if (!is_finite(to_float(stored))) /* also what is too large for fp16 */
-                atomicMin(fault, static_cast<unsigned long long>(window) *
-                                         (g.tiling.tile[0] * g.tiling.tile[1] * g.tiling.tile[2]) +
-                                     in_tile);
+        const bool inside = window != NO_WINDOW && is_inside(model, g.tiling.volume);
+        voxel_input<T, C> stored = {};
+#pragma unroll 1
+        for (unsigned c = 0; c < C; c++) {
+            T value = from_float<T>(0.0f);
+            if (inside) {
+                value = from_float<T>(
+                    intensity_transformed(&g.channel[c].intensity, input_quantity(g, c, model)));
+                if (!is_finite(to_float(value))) /* also what is too large for fp16 */
+                    atomicMin(fault,
+                              (static_cast<unsigned long long>(window) * C + c) *
+                                      (g.tiling.tile[0] * g.tiling.tile[1] * g.tiling.tile[2]) +
+                                  in_tile);
+            }
+            /* The channels move down, because registers cannot be indexed. */
+#pragma unroll
+            for (unsigned k = 0; k + 1 < C; k++)
+                stored.channel[k] = stored.channel[k + 1];
+            stored.channel[C - 1] = value;
         }
-        out[place * sample + in_tile * pitch] = stored;
+        *reinterpret_cast<voxel_input<T, C> *>(out + (place * sample + in_tile * pitch)) = stored;
     }
 }
 
@@ -99,7 +126,7 @@ static __global__ void __launch_bounds__(PATCH_THREADS, PATCH_BLOCKS)
         const voxel model = {start.x + v.x, start.y + v.y, start.z + v.z};
         if (!is_inside(model, g.tiling.volume))
             continue;
-        const float q = input_quantity(g, model);
+        const float q = input_quantity(g, g.air_channel, model);
         largest = q > largest ? q : largest;
     }
     for (int lanes = 16; lanes > 0; lanes /= 2) {
@@ -127,7 +154,7 @@ extern "C" cudaError_t kernel_window_maximum(const device_gather *gather, const 
     const patch_grid patches = gather_patches(gather);
     const size_t blocks = patches.count * samples;
     int *bits = reinterpret_cast<int *>(maximum);
-    if (blocks > INT32_MAX)
+    if (blocks > INT32_MAX || gather->air_channel >= DEVICE_MAX_CHANNELS)
         return cudaErrorInvalidValue;
     cudaError_t error = launch(fill_kernel, blocks_for(samples, PATCH_THREADS), PATCH_THREADS, 0,
                                stream, bits, samples, FLOAT_BITS_MINUS_INFINITY);
@@ -137,18 +164,46 @@ extern "C" cudaError_t kernel_window_maximum(const device_gather *gather, const 
                   patches, windows, bits);
 }
 
+/* Are the C channels of every voxel aligned as a whole? */
+template <class T, unsigned C> static bool has_whole_voxels(const device_tensor *out)
+{
+    const size_t whole = alignof(voxel_input<T, C>), element = sizeof(T);
+    return reinterpret_cast<uintptr_t>(out->data) % whole == 0 &&
+           out->sample * element % whole == 0 && out->pitch * element % whole == 0;
+}
+
+template <class T, unsigned C>
+static cudaError_t launch_gather(const device_gather &g, const unsigned *windows, unsigned samples,
+                                 const device_tensor *out, unsigned long long *fault,
+                                 cudaStream_t stream)
+{
+    const patch_grid patches = gather_patches(&g);
+    const size_t blocks = patches.count * samples;
+    if (blocks > INT32_MAX || !has_whole_voxels<T, C>(out))
+        return cudaErrorInvalidValue;
+    return launch(gather_kernel<T, C>, static_cast<unsigned>(blocks), PATCH_THREADS, 0, stream, g,
+                  patches, windows, static_cast<T *>(out->data), out->sample, out->pitch, fault);
+}
+
 extern "C" cudaError_t kernel_gather(const device_gather *gather, const unsigned *windows,
                                      unsigned samples, const device_tensor *out,
                                      unsigned long long *fault, cudaStream_t stream)
 {
-    const patch_grid patches = gather_patches(gather);
-    const size_t blocks = patches.count * samples;
-    if (blocks > INT32_MAX)
+    if (gather->channels != out->channels)
         return cudaErrorInvalidValue;
     return with_type(out->type, [&](auto zero) {
         using T = decltype(zero);
-        return launch(gather_kernel<T>, static_cast<unsigned>(blocks), PATCH_THREADS, 0, stream,
-                      *gather, patches, windows, static_cast<T *>(out->data), out->sample,
-                      out->pitch, fault);
+        switch (gather->channels) {
+        case 1:
+            return launch_gather<T, 1>(*gather, windows, samples, out, fault, stream);
+        case 2:
+            return launch_gather<T, 2>(*gather, windows, samples, out, fault, stream);
+        case 3:
+            return launch_gather<T, 3>(*gather, windows, samples, out, fault, stream);
+        case 4:
+            return launch_gather<T, 4>(*gather, windows, samples, out, fault, stream);
+        default:
+            return cudaErrorInvalidValue;
+        }
     });
 }

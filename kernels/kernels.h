@@ -212,21 +212,34 @@ typedef struct device_tiling {
  * voxel in the tile. NO_FAULT before the first launch. */
 #define NO_FAULT UINT64_MAX
 
+/* Of the input tensor. */
+#define DEVICE_MAX_CHANNELS 4
+
+/* From stored values to a channel of the network's input. */
+typedef struct device_channel {
+    float factor;
+    intensity_transform intensity;
+} device_channel;
+
 typedef struct device_gather {
-    device_volume source; /* of the PET's voxels, in the model's axes */
+    device_volume source; /* of the first channel's voxels, in the model's axes */
+    ptrdiff_t apart;      /* floats from a voxel to the same one of the next channel */
+    unsigned channels;
+    unsigned air_channel; /* whose values tell air */
     bool exact;           /* no resampling: the tables are not read */
     device_axis_table table[3];
     bool nan_to_zero;
-    float factor;
-    intensity_transform intensity;
+    device_channel channel[DEVICE_MAX_CHANNELS];
     device_tiling tiling;
 } device_gather;
 
-/* maximum[i] = largest input quantity (before the intensity transform) of window windows[i], NaN
- * ignored, -infinity if there is none (gather.cu). */
+/* maximum[i] = largest quantity of the channel that tells air (before the intensity transform) in
+ * window windows[i], NaN ignored, -infinity if there is none (gather.cu). */
 cudaError_t kernel_window_maximum(const device_gather *gather, const unsigned *windows,
                                   unsigned samples, float *maximum, cudaStream_t stream);
-/* out: (samples, tile z, y, x, 1) dense. fault: where the transform has no finite value. */
+/* out: (samples, tile z, y, x, channels); of 2 or 4 channels, data, sample and pitch are whole
+ * voxels. fault: where a transform has no finite value, the first in the order of windows, channels
+ * and voxels: (window * channels + channel) * voxels of a tile + voxel in the tile. */
 cudaError_t kernel_gather(const device_gather *gather, const unsigned *windows, unsigned samples,
                           const device_tensor *out, unsigned long long *fault, cudaStream_t stream);
 

@@ -146,11 +146,15 @@ struct device_box {
         }
         return v;
     }
-    void upload(const strided &volume)
+    std::vector<float> cut_out(const strided &volume) const
     {
         std::vector<float> values(voxels_of(dim));
         copy(volume, values, false);
-        buffer.upload(values);
+        return values;
+    }
+    void upload(const strided &volume)
+    {
+        buffer.upload(cut_out(volume));
     }
     void download(const strided &volume)
     {

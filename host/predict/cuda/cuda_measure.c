@@ -7,23 +7,25 @@
 #include "predict/cuda/cuda_layers.h"
 #include "predict/cuda/device_account.h"
 #include "predict/cuda/device_check.h"
+#include "predict/cuda/device_graph.h"
 #include "predict/job_messages.h"
 
 static const char running[] = "measuring the network";
 
-enum { OWNED = 6 };
+enum { OWNED = 8 };
 
 typedef struct network_measure {
     cuda_state *state;
     const measure_request *request;
     unsigned batch;
-    size_t voxels; /* of a window */
+    size_t window, output; /* floats of one */
     void *owned[OWNED];
     size_t n_owned, bytes;
-    device_gather gather;
+    device_gather gather; /* channels 0: there are more than it takes */
+    device_tiling stitched;
     device_volume sum;
-    float *d_windows, *d_sum;
-    unsigned *d_list; /* the windows of a batch: 0, 1, 2, ... */
+    float *d_windows, *d_outputs; /* [batch] dense */
+    unsigned *d_list;             /* the windows of a batch: 0, 1, 2, ... */
     unsigned long long *d_fault;
     cudaEvent_t begin, end;
     cudaGraphExec_t graph;
@@ -36,15 +38,26 @@ static cudaError_t fill(void *context, const device_tensor *input, unsigned firs
                         cudaStream_t stream)
 {
     const network_measure *m = context;
-    return kernel_gather(&m->gather, m->d_list + first, samples, input, m->d_fault, stream);
+    const device_epilogue nothing = {0};
+    device_tensor windows = *input;
+    if (m->gather.channels > 0)
+        return kernel_gather(&m->gather, m->d_list + first, samples, input, m->d_fault, stream);
+    windows.data = m->d_windows + first * m->window;
+    windows.type = ELEMENT_F32;
+    windows.sample = m->window;
+    windows.pitch = input->channels;
+    return kernel_pointwise(&windows, input, samples, &nothing, stream);
 }
 
 static cudaError_t take(void *context, const device_tensor *output, unsigned first,
                         unsigned samples, cudaStream_t stream)
 {
     const network_measure *m = context;
-    return kernel_stitch(&m->gather.tiling, m->d_list + first, samples, output, &m->sum,
-                         m->d_fault + 1, stream);
+    if (output->channels == 1)
+        return kernel_stitch(&m->stitched, m->d_list + first, samples, output, &m->sum,
+                             m->d_fault + 1, stream);
+    return cudaMemcpyAsync(m->d_outputs + first * m->output, output->data,
+                           samples * m->output * sizeof(float), cudaMemcpyDeviceToDevice, stream);
 }
 
 static cudaError_t head(void *context, const device_convolution *convolution,
@@ -52,8 +65,8 @@ static cudaError_t head(void *context, const device_convolution *convolution,
                         unsigned samples, cudaStream_t stream)
 {
     const network_measure *m = context;
-    return kernel_head_stitch(convolution, in, epilogue, &m->gather.tiling, m->d_list + first,
-                              samples, &m->sum, m->d_fault + 1, stream);
+    return kernel_head_stitch(convolution, in, epilogue, &m->stitched, m->d_list + first, samples,
+                              &m->sum, m->d_fault + 1, stream);
 }
 
 /* ---- Memory --------------------------------------------------------------------------------- */
@@ -69,10 +82,11 @@ static dm_status take_memory(network_measure *m, const void *host, size_t bytes,
     return host ? device_copy_up(*made, host, bytes, "copying windows to the device", err) : DM_OK;
 }
 
-static dm_status make_tables(network_measure *m, const size_t tile[3], dm_error *err)
+/* Windows of dim (z, y, x) voxels, one above the other; importance 1 where it is asked for. */
+static dm_status make_tiling(network_measure *m, const size_t dim[3], bool importance,
+                             device_tiling *t, dm_error *err)
 {
-    device_tiling *t = &m->gather.tiling;
-    size_t most = m->voxels > m->batch ? m->voxels : m->batch;
+    size_t voxels = dim[0] * dim[1] * dim[2], most = voxels > m->batch ? voxels : m->batch;
     void *made = NULL;
     union {
         float importance;
@@ -80,66 +94,96 @@ static dm_status make_tables(network_measure *m, const size_t tile[3], dm_error 
     } *host = array_alloc(most, sizeof *host);
     if (!host)
         return error_memory(err, most * sizeof *host, "tables");
-    for (size_t i = 0; i < m->voxels; i++)
+    for (size_t i = 0; i < voxels; i++)
         host[i].importance = 1;
-    dm_status status = take_memory(m, host, m->voxels * sizeof *host, &made, err);
+    dm_status status = importance ? take_memory(m, host, voxels * sizeof *host, &made, err) : DM_OK;
     t->importance = made;
     for (unsigned i = 0; i < m->batch; i++)
-        host[i].start = i * (unsigned)tile[2];
+        host[i].start = i * (unsigned)dim[0];
     if (status == DM_OK)
         status = take_memory(m, host, m->batch * sizeof *host, &made, err);
     for (int a = 0; a < 3; a++) { /* the first one is 0, for x and y as well */
         t->start[a] = made;
-        t->tile[a] = t->volume[a] = tile[a];
+        t->tile[a] = t->volume[a] = dim[2 - a];
         t->n[a] = 1;
     }
     t->n[2] = m->batch;
     t->volume[2] *= m->batch;
-    for (unsigned i = 0; i < m->batch; i++)
-        host[i].start = i;
-    if (status == DM_OK)
-        status = take_memory(m, host, m->batch * sizeof *host, &made, err);
-    m->d_list = made;
     free(host);
     return status;
 }
 
-static dm_status make_volumes(network_measure *m, dm_error *err)
+static dm_status make_list(network_measure *m, dm_error *err)
 {
-    const device_tiling *t = &m->gather.tiling;
+    unsigned *list = array_alloc(m->batch, sizeof *list);
     void *made = NULL;
-    const device_volume stacked = {
-        .stride = {1, (ptrdiff_t)t->tile[0], (ptrdiff_t)(t->tile[0] * t->tile[1])},
-        .dim = {t->volume[0], t->volume[1], t->volume[2]}};
-    size_t bytes = m->batch * m->voxels * sizeof(float);
-    dm_status status = take_memory(m, NULL, bytes, &made, err);
-    m->gather.source = stacked;
-    m->gather.source.data = m->d_windows = made;
+    if (!list)
+        return error_memory(err, m->batch * sizeof *list, "the list of windows");
+    for (unsigned i = 0; i < m->batch; i++)
+        list[i] = i;
+    dm_status status = take_memory(m, list, m->batch * sizeof *list, &made, err);
+    m->d_list = made;
+    free(list);
+    return status;
+}
+
+/* Windows of so many channels, dense, one above the other. */
+static device_volume stacked(const device_tiling *t, float *data, size_t channels)
+{
+    ptrdiff_t x = (ptrdiff_t)channels, y = x * (ptrdiff_t)t->tile[0];
+    return (device_volume){.data = data,
+                           .stride = {x, y, y * (ptrdiff_t)t->tile[1]},
+                           .dim = {t->volume[0], t->volume[1], t->volume[2]}};
+}
+
+static dm_status make_volumes(network_measure *m, size_t channels, dm_error *err)
+{
+    void *made = NULL;
+    dm_status status = take_memory(m, NULL, m->batch * m->window * sizeof(float), &made, err);
+    m->d_windows = made;
+    m->gather.source = stacked(&m->gather.tiling, m->d_windows, channels);
+    m->gather.apart = 1;
     if (status == DM_OK)
-        status = take_memory(m, NULL, bytes, &made, err);
-    m->sum = stacked;
-    m->sum.data = m->d_sum = made;
+        status = take_memory(m, NULL, m->batch * m->output * sizeof(float), &made, err);
+    m->d_outputs = made;
+    m->sum = stacked(&m->stitched, m->d_outputs, 1);
     if (status == DM_OK)
         status = take_memory(m, NULL, 2 * sizeof *m->d_fault, &made, err);
     m->d_fault = made;
     return status;
 }
 
+static size_t tensor_floats(const plan_tensor *t)
+{
+    return t->dim[0] * t->dim[1] * t->dim[2] * t->channels;
+}
+
+static dm_status prepare_memory(network_measure *m, dm_error *err)
+{
+    const plan *p = m->state->plan;
+    const plan_tensor *in = &p->tensors[p->input], *out = &p->tensors[p->output];
+    m->window = tensor_floats(in);
+    m->output = tensor_floats(out);
+    m->gather.exact = true;
+    m->gather.channels = in->channels <= DEVICE_MAX_CHANNELS ? (unsigned)in->channels : 0;
+    for (unsigned c = 0; c < m->gather.channels; c++)
+        m->gather.channel[c].factor = 1;
+    dm_status status = make_tiling(m, in->dim, false, &m->gather.tiling, err);
+    if (status == DM_OK)
+        status = make_tiling(m, out->dim, true, &m->stitched, err);
+    if (status == DM_OK)
+        status = make_list(m, err);
+    return status == DM_OK ? make_volumes(m, in->channels, err) : status;
+}
+
 static dm_status prepare(network_measure *m, dm_error *err)
 {
     cuda_state *s = m->state;
-    const size_t *dim = s->plan->tensors[s->plan->input].dim;
-    const size_t tile[3] = {dim[2], dim[1], dim[0]};
     const tiling windows = {.count = m->request->job_windows};
     const predict_job job = {.tiling = &windows};
-    m->voxels = tile[0] * tile[1] * tile[2];
-    m->gather.exact = true;
-    m->gather.factor = 1;
     dm_status status = cuda_state_network(s, &job, m->batch, err);
     if (status == DM_OK)
-        status = make_tables(m, tile, err);
-    if (status == DM_OK)
-        status = make_volumes(m, err);
+        status = prepare_memory(m, err);
     if (status != DM_OK)
         return status;
     cudaError_t code = cudaMemsetAsync(m->d_fault, 0xff, 2 * sizeof *m->d_fault, s->stream);
@@ -154,8 +198,7 @@ static void clear(network_measure *m)
 {
     if (cudaStreamSynchronize(m->state->stream) != cudaSuccess)
         (void)cudaGetLastError();
-    if (m->graph)
-        (void)cudaGraphExecDestroy(m->graph);
+    device_graph_free(m->graph);
     if (m->begin)
         (void)cudaEventDestroy(m->begin);
     if (m->end)
@@ -173,46 +216,29 @@ static dm_status upload(network_measure *m, size_t first, dm_error *err)
     dm_status status = DM_OK;
     size_t window = first;
     for (unsigned i = 0; i < m->batch && status == DM_OK; i++) {
-        status = device_copy_up(m->d_windows + i * m->voxels, q->windows + window * m->voxels,
-                                m->voxels * sizeof(float), "copying windows to the device", err);
+        status = device_copy_up(m->d_windows + i * m->window, q->windows + window * m->window,
+                                m->window * sizeof(float), "copying windows to the device", err);
         window = window + 1 < q->n_windows ? window + 1 : 0;
     }
     return status;
+}
+
+static dm_status enqueue(void *context, dm_error *err)
+{
+    network_measure *m = context;
+    return device_network_launch(m->state->network, &m->ends, err);
 }
 
 static dm_status launch(network_measure *m, dm_error *err)
 {
     if (m->graph)
         return device_check(cudaGraphLaunch(m->graph, m->state->stream), running, err);
-    return device_network_launch(m->state->network, &m->ends, err);
+    return enqueue(m, err);
 }
 
 static dm_status wait(const network_measure *m, dm_error *err)
 {
     return device_check(cudaStreamSynchronize(m->state->stream), running, err);
-}
-
-/* As in a volume, all but the first batch are a recorded graph where that can be done. */
-static void record(network_measure *m)
-{
-    cudaStream_t stream = m->state->stream;
-    enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
-    cudaGraph_t recorded = NULL;
-    bool complete = false;
-    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
-        complete = device_network_launch(m->state->network, &m->ends, NULL) == DM_OK;
-        if (cudaStreamEndCapture(stream, &recorded) != cudaSuccess) {
-            complete = false;
-            if (cudaStreamIsCapturing(stream, &recording) == cudaSuccess &&
-                recording != cudaStreamCaptureStatusNone)
-                (void)cudaStreamEndCapture(stream, &recorded);
-        }
-    }
-    if (complete && cudaGraphInstantiate(&m->graph, recorded, 0) != cudaSuccess)
-        m->graph = NULL;
-    if (recorded)
-        (void)cudaGraphDestroy(recorded);
-    (void)cudaGetLastError();
 }
 
 static dm_status go_on(const network_measure *m, double share, dm_error *err)
@@ -230,16 +256,17 @@ static dm_status run_outputs(network_measure *m, dm_error *err)
         size_t n = q->n_windows - first < m->batch ? q->n_windows - first : m->batch;
         status = upload(m, first, err);
         if (status == DM_OK)
-            status = device_check(cudaMemsetAsync(m->d_sum, 0, m->batch * m->voxels * sizeof(float),
-                                                  m->state->stream),
-                                  running, err);
+            status =
+                device_check(cudaMemsetAsync(m->d_outputs, 0, m->batch * m->output * sizeof(float),
+                                             m->state->stream),
+                             running, err);
         if (status == DM_OK)
             status = launch(m, err);
         if (status == DM_OK)
             status = wait(m, err);
         if (status == DM_OK && q->outputs)
-            status = device_check(cudaMemcpy(q->outputs + first * m->voxels, m->d_sum,
-                                             n * m->voxels * sizeof(float), cudaMemcpyDeviceToHost),
+            status = device_check(cudaMemcpy(q->outputs + first * m->output, m->d_outputs,
+                                             n * m->output * sizeof(float), cudaMemcpyDeviceToHost),
                                   running, err);
         if (status == DM_OK)
             status = go_on(m, 0, err);
@@ -291,7 +318,8 @@ static dm_status time_runs(network_measure *m, measure_result *result, dm_error 
     size_t calls = 1;
     double seconds;
     dm_status status = DM_OK;
-    record(m);
+    /* As in a volume, all but the first batch. */
+    m->graph = device_graph_record(m->state->stream, enqueue, m, NULL);
     for (unsigned i = 0; i < q->warmup && status == DM_OK; i++) {
         status = time_run(m, calls, &seconds, err);
         if (status == DM_OK)
@@ -337,7 +365,7 @@ static dm_status measure_batch(cuda_state *s, const measure_request *q, unsigned
         status = time_runs(&m, result, err);
     if (status == DM_OK && q->layers)
         status = cuda_layers(s->network, &m.ends, m.graph, s->stream, batch, q, result, err);
-    if (status == DM_OK)
+    if (status == DM_OK && q->runs > 0) /* else the outputs are all that is wanted */
         status = check_faults(&m, err);
     if (status == DM_OK)
         status = count_bytes(s, batch, &result->bytes, err);

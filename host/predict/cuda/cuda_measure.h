@@ -8,7 +8,8 @@
 #include "predict/measure.h"
 
 /* Cutting out reads windows that lie one above the other in the device's memory, and what is joined
- * to the network's end adds to a volume of the same form: the kernels of a prediction. */
+ * to the network's end adds to a volume of the same form: the kernels of a prediction. Networks that
+ * these do not take, of more input channels or several output channels, have copies at their ends. */
 dm_status cuda_measure(void *state, const measure_request *request, measure_result *result,
                        dm_error *err);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The PET to the device, and the way from sums of windows to the dose on the PET's grid. */
+/* PET and other images to the device, and the way from sums of windows to the dose on the PET's
+ * grid. */
 #include <nvtx3/nvToolsExt.h>
 
 #include "predict/cuda/cuda_run_parts.h"
@@ -68,13 +69,17 @@ dm_status device_job_lap(const device_job *d, double *since, double *stage, dm_e
 
 dm_status device_job_upload(device_job *d, const slab *part, dm_error *err)
 {
+    const predict_job *job = d->job;
     volume_box box = stored_range(d, part->pet, part->pet_end);
-    nvtxRangePushA("PET up");
-    dm_status status = device_transfer_up(&d->transfer, d->job->pet->data, &box, d->d_pet,
-                                          "copying the PET to the device", err);
+    dm_status status = DM_OK;
+    nvtxRangePushA("images up");
+    for (size_t c = 0; c < job->n_channels && status == DM_OK; c++)
+        status = device_transfer_up(&d->transfer, job->channels[c].volume->data, &box,
+                                    d->d_images + (ptrdiff_t)c * d->gather.apart,
+                                    "copying the images to the device", err);
     nvtxRangePop();
-    d->gather.source = stored_box(d, d->d_pet, part->pet, part->pet_end, d->job->map->exact);
-    if (d->job->map->exact) /* flipped planes count from the other end */
+    d->gather.source = stored_box(d, d->d_images, part->pet, part->pet_end, job->map->exact);
+    if (job->map->exact) /* flipped planes count from the other end */
         d->gather.source.begin[2] = part->low;
     return status;
 }
@@ -197,7 +202,7 @@ static void model_planes(const device_job *d, size_t first, size_t end, size_t *
 }
 
 /* Planes [first, end) of the dose map, from the model's grid on the host. The device's memory for
- * PET and sums takes both. */
+ * images and sums takes both. */
 static dm_status resample_planes(device_job *d, size_t first, size_t end, dm_error *err)
 {
     size_t low, high;
@@ -208,11 +213,11 @@ static dm_status resample_planes(device_job *d, size_t first, size_t end, dm_err
     if (status != DM_OK)
         return status;
     device_volume source = model_box(d, d->d_sum, low, high);
-    device_volume target = stored_box(d, d->d_pet, first, end, false);
+    device_volume target = stored_box(d, d->d_images, first, end, false);
     status = device_check(kernel_resample(d->back, &source, &target, d->state->stream),
                           "resampling the dose", err);
     if (status == DM_OK)
-        status = device_transfer_down(&d->transfer, d->d_pet, &down, d->result->dose->data,
+        status = device_transfer_down(&d->transfer, d->d_images, &down, d->result->dose->data,
                                       "copying the dose from the device", err);
     return status;
 }

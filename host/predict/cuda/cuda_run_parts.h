@@ -2,8 +2,8 @@
 /*
  * One job on the device, and what the files that run it share.
  *
- * A slab is some rows of windows along the model's z. For it the device holds the planes of the PET
- * that its windows reach, and the sums of its planes; planes that the next slab adds to stay, the
+ * A slab is some rows of windows along the model's z. For it the device holds the planes of the PET,
+ * and of the other images that the network sees, that its windows reach, and the sums of its planes; planes that the next slab adds to stay, the
  * others are finished and go to the host. Usually everything fits and there is one slab, which
  * never leaves the device until the dose is complete; then the sums lie where the dose will (exact
  * maps) and the way back to the PET's grid and the histograms are the device's too. Where several
@@ -50,9 +50,9 @@ typedef struct device_job {
     device_tiling tiling;
     device_gather gather;
     device_volume sum;
-    float *d_pet, *d_sum, *d_dose; /* d_dose: whole only; exact: d_sum is d_dose */
-    size_t pet_planes, sum_planes; /* that d_pet and d_sum hold */
-    float *model, *own_model;      /* on the host, slabs only: the dose on the model's grid */
+    float *d_images, *d_sum, *d_dose; /* d_dose: whole only; exact: d_sum is d_dose */
+    size_t pet_planes, sum_planes;    /* that d_images, of each image, and d_sum hold */
+    float *model, *own_model;         /* on the host, slabs only: the dose on the model's grid */
 
     unsigned *list; /* windows to run, with NO_WINDOW up to whole batches */
     size_t n_list, n_run;

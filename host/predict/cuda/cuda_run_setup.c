@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a job needs on the device before it runs. */
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +8,9 @@
 #include "base/error.h"
 #include "predict/cuda/cuda_run_parts.h"
 #include "predict/cuda/device_check.h"
+#include "predict/cuda/device_graph.h"
+
+static_assert((int)DEVICE_MAX_CHANNELS == (int)PREDICT_MAX_CHANNELS, "channels of the input");
 
 /* ---- Memory --------------------------------------------------------------------------------- */
 
@@ -165,9 +169,10 @@ static dm_status prepare_volumes(device_job *d, dm_error *err)
     size_t pet_plane = pet / job->pet->grid.dim[d->pet_axis];
     void *made = NULL;
     measure_slabs(d);
-    dm_status status =
-        allocate(d, d->pet_planes * pet_plane * sizeof(float), "the PET", &made, err);
-    d->d_pet = made;
+    dm_status status = allocate(d, job->n_channels * d->pet_planes * pet_plane * sizeof(float),
+                                job->n_channels > 1 ? "the images" : "the PET", &made, err);
+    d->d_images = made;
+    d->gather.apart = (ptrdiff_t)(d->pet_planes * pet_plane);
     if (status == DM_OK && d->whole) {
         status = allocate(d, pet * sizeof(float), "the dose map", &made, err);
         d->d_dose = d->d_sum = made;
@@ -256,14 +261,24 @@ static void remember_batch(device_job *d)
         d->state->batch_fits = d->batch;
 }
 
+static void prepare_gather(device_job *d)
+{
+    const predict_job *job = d->job;
+    device_gather *g = &d->gather;
+    g->exact = job->map->exact;
+    g->nan_to_zero = job->nan_to_zero;
+    g->channels = (unsigned)job->n_channels;
+    g->air_channel = (unsigned)job->pet_channel;
+    for (size_t c = 0; c < job->n_channels; c++)
+        g->channel[c] = (device_channel){.factor = job->channels[c].factor,
+                                         .intensity = *job->channels[c].intensity};
+}
+
 dm_status device_job_prepare(device_job *d, dm_error *err)
 {
     const predict_job *job = d->job;
     d->pet_axis = job->map->axis[2].source_axis;
-    d->gather.exact = job->map->exact;
-    d->gather.nan_to_zero = job->nan_to_zero;
-    d->gather.factor = job->channels[0].factor;
-    d->gather.intensity = *job->channels[0].intensity;
+    prepare_gather(d);
     dm_status status = cuda_state_network(d->state, job, d->batch, err);
     if (status == DM_OK)
         status = device_transfer_create(d->state->stream, dm_grid_voxels(&job->pet->grid),
@@ -291,8 +306,7 @@ void device_job_clear(device_job *d)
     /* Whatever is still under way reads and writes what is freed here. */
     if (cudaStreamSynchronize(d->state->stream) != cudaSuccess)
         (void)cudaGetLastError();
-    if (d->graph)
-        (void)cudaGraphExecDestroy(d->graph);
+    device_graph_free(d->graph);
     device_transfer_clear(&d->transfer);
     for (size_t i = 0; i < d->n_owned; i++)
         device_free(d->owned[i]);

@@ -8,12 +8,11 @@
  */
 #include <math.h>
 #include <nvtx3/nvToolsExt.h>
-#include <stdio.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "predict/cuda/cuda_run_parts.h"
 #include "predict/cuda/device_check.h"
+#include "predict/cuda/device_graph.h"
 #include "predict/job_messages.h"
 
 /* Batches from which recording pays. */
@@ -23,27 +22,34 @@
 
 /* ---- Faults --------------------------------------------------------------------------------- */
 
-/* The voxel of the model's grid that a fault in a window names. */
-static void fault_voxel(const device_job *d, unsigned long long fault, size_t model[3])
+/* What a fault in a window names: counted by windows, of the input then by channels, by voxels of a
+ * tile. */
+typedef struct fault_place {
+    size_t window, channel, voxel;
+} fault_place;
+
+static fault_place place_of(const device_job *d, int kind, unsigned long long fault)
+{
+    const size_t *tile = d->job->tiling->tile;
+    size_t voxels = tile[0] * tile[1] * tile[2], image = (size_t)fault / voxels;
+    size_t channels = kind == FAULT_INPUT ? d->job->n_channels : 1;
+    return (fault_place){image / channels, image % channels, (size_t)fault % voxels};
+}
+
+/* Its voxel of the model's grid. */
+static void fault_voxel(const device_job *d, const fault_place *place, size_t model[3])
 {
     const tiling *t = d->job->tiling;
-    size_t voxels = t->tile[0] * t->tile[1] * t->tile[2];
-    size_t v = (size_t)fault % voxels;
+    size_t v = place->voxel;
     const size_t at[3] = {v % t->tile[0], v / t->tile[0] % t->tile[1], v / t->tile[0] / t->tile[1]};
-    tiling_window(t, (size_t)fault / voxels, model);
+    tiling_window(t, place->window, model);
     for (int a = 0; a < 3; a++)
         model[a] = model[a] + at[a] - t->pad_before[a];
 }
 
-static size_t fault_window(const device_job *d, unsigned long long fault)
-{
-    const size_t *tile = d->job->tiling->tile;
-    return (size_t)(fault / (tile[0] * tile[1] * tile[2]));
-}
-
 size_t device_job_fault_window(const device_job *d)
 {
-    return fault_window(d, d->fault_at);
+    return place_of(d, d->fault, d->fault_at).window;
 }
 
 dm_status device_job_window_fault(device_job *d, const unsigned long long *faults, dm_error *err)
@@ -54,13 +60,16 @@ dm_status device_job_window_fault(device_job *d, const unsigned long long *fault
     if (input == NO_FAULT && output == NO_FAULT)
         return DM_OK;
     /* A later window's input may have come into the same batch. */
-    d->fault = fault_window(d, input) <= fault_window(d, output) ? FAULT_INPUT : FAULT_OUTPUT;
+    bool first = output == NO_FAULT ||
+                 place_of(d, FAULT_INPUT, input).window <= place_of(d, FAULT_OUTPUT, output).window;
+    d->fault = input != NO_FAULT && first ? FAULT_INPUT : FAULT_OUTPUT;
     d->fault_at = faults[d->fault];
-    fault_voxel(d, d->fault_at, model);
+    const fault_place place = place_of(d, d->fault, d->fault_at);
+    fault_voxel(d, &place, model);
     if (d->fault == FAULT_OUTPUT)
         return job_not_finite(job, model, job_network_output, err);
     stored_voxel(&job->pet->grid, job->map, model, stored);
-    return job_bad_input(job, 0, stored, err);
+    return job_bad_input(job, place.channel, stored, err);
 }
 
 dm_status device_job_fault(device_job *d, const unsigned long long *faults, dm_error *err)
@@ -164,52 +173,20 @@ static cudaError_t head(void *context, const device_convolution *convolution,
                               &d->sum, d->d_faults + FAULT_OUTPUT, stream);
 }
 
-static dm_status launch_network(device_job *d, dm_error *err)
+static dm_status launch_network(void *context, dm_error *err)
 {
+    device_job *d = context;
     const network_ends ends = {.context = d, .fill = fill, .take = take, .head = head};
     return device_network_launch(d->state->network, &ends, err);
-}
-
-static void drop_graph(device_job *d)
-{
-    if (d->graph)
-        (void)cudaGraphExecDestroy(d->graph);
-    d->graph = NULL;
-}
-
-static void note_no_graph(device_job *d, const char *why)
-{
-    cuda_state *s = d->state;
-    d->graph = NULL;
-    snprintf(s->graph_problem, sizeof s->graph_problem, "%.150s", why);
-    cuda_state_describe(s);
 }
 
 /* Leaves d->graph empty where it cannot be done, and says why in the description. */
 static void record_graph(device_job *d)
 {
-    cudaStream_t stream = d->state->stream;
-    enum cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
-    cudaGraph_t recorded = NULL;
-    dm_error problem = {0};
-    cudaError_t code = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-    if (code == cudaSuccess) {
-        (void)launch_network(d, &problem);
-        code = cudaStreamEndCapture(stream, &recorded);
-        if (code != cudaSuccess) {
-            /* The stream is of no use until it has ended. */
-            if (cudaStreamIsCapturing(stream, &recording) == cudaSuccess &&
-                recording != cudaStreamCaptureStatusNone)
-                (void)cudaStreamEndCapture(stream, &recorded);
-        }
-    }
-    if (code == cudaSuccess && problem.status == DM_OK)
-        code = cudaGraphInstantiate(&d->graph, recorded, 0);
-    if (code != cudaSuccess || problem.status != DM_OK)
-        note_no_graph(d, problem.status != DM_OK ? problem.what : cudaGetErrorString(code));
-    if (recorded)
-        (void)cudaGraphDestroy(recorded);
-    (void)cudaGetLastError();
+    cuda_state *s = d->state;
+    d->graph = device_graph_record(s->stream, launch_network, d, s->graph_problem);
+    if (!d->graph)
+        cuda_state_describe(s);
 }
 
 static dm_status launch_batch(device_job *d, size_t batch, dm_error *err)
@@ -261,7 +238,8 @@ dm_status device_job_windows(device_job *d, const slab *part, dm_error *err)
     }
     if (status == DM_OK && batches > 0)
         status = await_batch(d, batches - 1, err);
-    drop_graph(d); /* the next slab lies elsewhere */
+    device_graph_free(d->graph); /* the next slab lies elsewhere */
+    d->graph = NULL;
     d->windows_before += (part->row_end - part->row) * d->job->tiling->n[0] * d->job->tiling->n[1];
     nvtxRangePop();
     return status;

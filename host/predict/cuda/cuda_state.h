@@ -4,6 +4,7 @@
 #define DOSEMAP_PREDICT_CUDA_CUDA_STATE_H
 
 #include "predict/backend.h"
+#include "predict/cuda/device_graph.h"
 #include "predict/cuda/device_network.h"
 #include "predict/cuda/tuning_file.h"
 #include "predict/cuda_devices.h"
@@ -28,7 +29,7 @@ typedef struct cuda_state {
     tuning *tuning;        /* what was found fastest for batches of tuning_batch; NULL: nothing */
     unsigned tuning_batch; /* 0: not looked for */
     char tuning_problem[TUNING_PROBLEM]; /* why what there is is not used; "" */
-    char graph_problem[160];             /* why batches run without a CUDA graph; "" */
+    char graph_problem[GRAPH_PROBLEM];   /* why batches run without a CUDA graph; "" */
     char device_name[300], description[1400];
     /* Of further devices that share volumes with this one; the first one's only. */
     struct cuda_state *peer[CUDA_DEVICES_MAX - 1];

@@ -259,7 +259,7 @@ static cudaError_t fill(void *context, const device_tensor *input, unsigned firs
 {
     (void)context, (void)first;
     account_sum *sum = now(stream);
-    sum->read += samples * voxels_of(input) * (double)sizeof(float);
+    sum->read += samples * voxels_of(input) * input->channels * (double)sizeof(float);
     sum->written += tensor_bytes(input, samples);
     return cudaSuccess;
 }

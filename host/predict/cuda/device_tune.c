@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/json_text.h"
 #include "predict/cuda/device_check.h"
+#include "predict/cuda/device_graph.h"
 #include "predict/cuda/device_network_parts.h"
 #include "predict/job_messages.h"
 
@@ -73,38 +74,30 @@ static device_tensor output_of(const tuner *t)
 
 /* ---- Timing --------------------------------------------------------------------------------- */
 
-/* The input is written, as by the operation before, and then a way is run, unless it is NULL. */
-static dm_status enqueue(const tuner *t, const device_op *way, unsigned times, dm_error *err)
+/* What is timed: `times` times the writing of the input, as by the operation before, and then the
+ * way, unless it is NULL. */
+typedef struct trial {
+    const tuner *t;
+    const device_op *way;
+    unsigned times;
+} trial;
+
+static dm_status enqueue(void *context, dm_error *err)
 {
+    const trial *wanted = context;
+    const tuner *t = wanted->t;
     const device_epilogue nothing = {0};
     device_tensor in = input_of(t), out = output_of(t);
     dm_status status = DM_OK;
-    for (unsigned i = 0; i < times && status == DM_OK; i++) {
+    for (unsigned i = 0; i < wanted->times && status == DM_OK; i++) {
         status = device_check(
             t->net->kernels->pointwise(&in, &in, t->samples, &nothing, t->net->options.stream),
             DOING, err);
-        if (status == DM_OK && way)
-            status =
-                convolution_run_choice(t->net, way, &in, &out, 0, t->samples, !t->op->unfold, err);
+        if (status == DM_OK && wanted->way)
+            status = convolution_run_choice(t->net, wanted->way, &in, &out, 0, t->samples,
+                                            !t->op->unfold, err);
     }
     return status;
-}
-
-/* *recording is NULL where it cannot be recorded. */
-static void record(const tuner *t, const device_op *way, unsigned times, cudaGraphExec_t *recording)
-{
-    cudaStream_t stream = t->net->options.stream;
-    cudaGraph_t recorded = NULL;
-    *recording = NULL;
-    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
-        bool complete = enqueue(t, way, times, NULL) == DM_OK;
-        complete = cudaStreamEndCapture(stream, &recorded) == cudaSuccess && complete;
-        if (complete && cudaGraphInstantiate(recording, recorded, 0) != cudaSuccess)
-            *recording = NULL;
-    }
-    if (recorded)
-        (void)cudaGraphDestroy(recorded);
-    (void)cudaGetLastError();
 }
 
 static dm_status elapsed(const tuner *t, double *seconds, dm_error *err)
@@ -122,9 +115,10 @@ static dm_status elapsed(const tuner *t, double *seconds, dm_error *err)
 /* Not from a graph: what it loads is there afterwards, and how long it takes is known about. */
 static dm_status run_once(const tuner *t, const device_op *way, double *seconds, dm_error *err)
 {
+    trial once = {t, way, 1};
     dm_status status = device_check(cudaEventRecord(t->start, t->net->options.stream), DOING, err);
     if (status == DM_OK)
-        status = enqueue(t, way, 1, err);
+        status = enqueue(&once, err);
     return status == DM_OK ? elapsed(t, seconds, err) : status;
 }
 
@@ -163,7 +157,6 @@ static dm_status time_graph(const tuner *t, cudaGraphExec_t recording, unsigned 
  */
 static dm_status time_way(const tuner *t, const device_op *way, double *seconds, dm_error *err)
 {
-    cudaGraphExec_t recording;
     double once;
     *seconds = INFINITY;
     dm_status status = run_once(t, way, &once, err);
@@ -173,12 +166,13 @@ static dm_status time_way(const tuner *t, const device_op *way, double *seconds,
         return status;
     double fits = once > 0 ? GRAPH_SECONDS / once : REPEATS_MAX;
     unsigned times = fits < 1 ? 1 : fits > REPEATS_MAX ? REPEATS_MAX : (unsigned)fits;
-    record(t, way, times, &recording);
+    trial many = {t, way, times};
+    cudaGraphExec_t recording = device_graph_record(t->net->options.stream, enqueue, &many, NULL);
     if (!recording)
         return DM_OK;
     status = time_graph(t, recording, once > LONG_SECONDS ? 1 : RUNS, seconds, err);
     *seconds /= times;
-    (void)cudaGraphExecDestroy(recording);
+    device_graph_free(recording);
     return status;
 }
 

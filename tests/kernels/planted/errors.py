@@ -30,7 +30,30 @@ ERRORS = [
     # Windows out of a volume and back.
     in_kernel(
         "gather: wrong index between windows", "gather.cu",
-        "out[place * sample + in_tile * pitch]", "out[place * pitch + in_tile * pitch]",
+        "out + (place * sample + in_tile * pitch)", "out + (place * pitch + in_tile * pitch)",
+        "test_gather_kernel",
+    ),
+    in_kernel(
+        "gather: all channels from one image", "gather.cu",
+        "source.data += channel * g.apart;", "", "test_gather_kernel",
+    ),
+    in_kernel(
+        "gather: channels in reverse", "gather.cu",
+        "#pragma unroll 1\n        for (unsigned c = 0; c < C; c++) {",
+        "for (unsigned c = C; c-- > 0;) {", "test_gather_kernel",
+    ),
+    in_kernel(
+        "gather: air told by the first channel", "gather.cu",
+        "input_quantity(g, g.air_channel, model)", "input_quantity(g, 0, model)",
+        "test_gather_kernel",
+    ),
+    in_kernel(
+        "gather: a fault of any channel", "gather.cu",
+        "(window) * C + c)", "(window) * C)", "test_gather_kernel",
+    ),
+    in_kernel(
+        "gather: voxels that cannot be stored at once", "gather.cu",
+        "blocks > INT32_MAX || !has_whole_voxels<T, C>(out)", "blocks > INT32_MAX",
         "test_gather_kernel",
     ),
     in_kernel(
