@@ -7,12 +7,16 @@ from monai.inferers import sliding_window_inference
 
 
 def sliding_window(module, volume, tile, overlap, blend, axes="xyz"):
-    """Return MONAI's result for an image [x, y, z] whose axes point to R, A and S."""
+    """Return MONAI's result for an image [x, y, z] whose axes point to R, A and S.
+
+    Several images [channel, x, y, z] are the channels of the network's input.
+    """
     order = (0, 1, 2) if axes == "xyz" else (2, 1, 0)
-    tensor = torch.from_numpy(np.ascontiguousarray(np.transpose(volume, order)))
+    images = volume if np.ndim(volume) == 4 else np.asarray(volume)[None]
+    channels = np.stack([np.transpose(image, order) for image in images])
     with torch.no_grad():
         result = sliding_window_inference(
-            tensor[None, None].float(),
+            torch.from_numpy(channels)[None].float(),
             [tile[a] for a in order],
             sw_batch_size=4,
             predictor=module,
