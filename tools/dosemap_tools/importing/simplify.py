@@ -20,7 +20,6 @@ from onnxscript import optimizer
 
 from dosemap_tools.importing.network import NetworkImportError
 
-MAX_NODES = 1 << 16  # of the original, its functions inlined
 _FREE_BYTES = 16 << 20  # what constants may take beyond the file's own weights
 
 # Operators whose value on constants is computed: arithmetic and moving of data. The others are
@@ -49,7 +48,6 @@ def simplify(model: ir.Model, spatial_shape: Sequence[int], channels: int, where
     file has them, by name: constants that follow from them have the onnxscript metadata
     FOLDED_FROM_KEY.
     """
-    _check_functions(model, where)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # what fails is reported by us
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
@@ -70,48 +68,6 @@ def simplify(model: ir.Model, spatial_shape: Sequence[int], channels: int, where
     _fold(model, originals, where)
     common.RemoveUnusedNodesPass()(model)
     return originals
-
-
-def _check_functions(model: ir.Model, where: str) -> None:
-    """Refuse what would not end, or end in too many nodes, when it is inlined."""
-    sizes: dict[ir.OperatorIdentifier, int] = {}
-
-    def size_of(nodes: Sequence[ir.Node] | ir.Graph | ir.Function, callers: tuple) -> int:
-        total = 0
-        for node in nodes:
-            function = model.functions.get(node.op_identifier())
-            total += 1 if function is None else size_of_function(function, callers)
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                    total += size_of(attribute.as_graph(), callers)
-        if total > MAX_NODES:
-            raise NetworkImportError(
-                f"the network has more than {MAX_NODES} nodes",
-                where=where,
-                remedy=f"export a smaller network; at most {MAX_NODES} nodes are read",
-            )
-        return total
-
-    def size_of_function(function: ir.Function, callers: tuple) -> int:
-        key = function.identifier()
-        if key in callers:
-            raise NetworkImportError(
-                f"its function {function.name} calls itself",
-                where=where,
-                remedy="export the network again; ONNX does not allow it",
-            )
-        if key not in sizes:
-            sizes[key] = size_of(function, (*callers, key))
-        return sizes[key]
-
-    try:
-        size_of(model.graph, ())
-    except RecursionError:
-        raise NetworkImportError(
-            "its functions or subgraphs lie too deep in each other",
-            where=where,
-            remedy="export the network again, without functions",
-        ) from None
 
 
 def _refuse_training(model: ir.Model, where: str) -> None:
@@ -142,6 +98,13 @@ def _weights(model: ir.Model) -> Originals:
 def _set_patch(model: ir.Model, spatial_shape: Sequence[int], channels: int, where: str) -> None:
     """Give the inputs the size of the patch and forget all other shapes, which follow from it."""
     for value in model.graph.inputs:
+        if value.dtype is None or not value.dtype.is_floating_point():
+            kind = "unknown" if value.dtype is None else value.dtype.name
+            raise NetworkImportError(
+                f"input '{value.name}' is of type {kind}",
+                where=where,
+                remedy="inputs are images, of floating-point numbers; export without this one",
+            )
         if value.shape is None or len(value.shape) != 5:
             rank = "unknown" if value.shape is None else f"{len(value.shape)}"
             raise NetworkImportError(
@@ -193,6 +156,12 @@ def _fold(model: ir.Model, originals: Originals, where: str) -> None:
         left -= size
         return True
 
+    # onnx infers no shape for these: version 18 is deprecated, 21 a function. The other keeps them.
+    kind = "GroupNormalization"
+    grouped = [(n, list(n.attributes.values())) for n in model.graph if n.op_type == kind]
+    for node, _ in grouped:
+        node.op_type = "InstanceNormalization"
+        node.attributes.clear()
     try:
         optimizer.fold_constants(
             model,
@@ -209,6 +178,11 @@ def _fold(model: ir.Model, originals: Originals, where: str) -> None:
             where=where,
             remedy="check the file with onnx.checker.check_model, or export the network again",
         ) from error
+    finally:
+        for node, attributes in grouped:
+            node.op_type = kind
+            for attribute in attributes:
+                node.attributes.add(attribute)
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...] | None:
