@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dosemap_tools.importing.archive import Archive, is_archive, open_archive
 from dosemap_tools.importing.network import Json, NetworkImportError
 from dosemap_tools.importing.program_checks import (
@@ -222,7 +224,7 @@ def _fill(
     for kind, held in (("state", program.state_dict), ("constants", program.constants)):
         for name, payload in weights[kind].items():
             tensor = _mapped(mapped, payload)
-            if not bool(torch.isfinite(tensor).all()):
+            if not np.isfinite(tensor.numpy()).all():
                 raise NetworkImportError(
                     f"the weight {name} holds NaN or infinite values",
                     where=str(archive.path),
