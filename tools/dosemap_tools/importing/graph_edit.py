@@ -144,7 +144,7 @@ class Editor:
         another shape it keeps that one's name in the end.
         """
         kind = np.int64 if array.dtype.kind == "i" else np.float32
-        tensor = ir.tensor(np.ascontiguousarray(array, kind), name=self.unique(name))
+        tensor = ir.tensor(np.asarray(array, kind, order="C"), name=self.unique(name))
         value = ir.Value(name=tensor.name, const_value=tensor)
         value.shape, value.dtype = ir.Shape(tuple(array.shape)), tensor.dtype
         sources: set[str] = set()

@@ -91,7 +91,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _regions(root: ir.Node) -> list[_Region]:
-    """Return the parts of the graph that end in `root` and begin in one value, small ones first."""
+    """Return the parts of the graph that end in `root` and begin in one value."""
     reached: dict[int, ir.Node] = {id(root): root}
     waiting, starts = [root], {}
     while waiting and len(reached) <= _MAX_NODES:
@@ -109,7 +109,8 @@ def _regions(root: ir.Node) -> list[_Region]:
     if all(_is_plain(n) and n.op_type not in ("Tanh", "Pow") for n in reached.values()):
         return []
     regions = [r for x in starts.values() if (r := _region(root, x)) is not None]
-    return sorted(regions, key=lambda region: len(region.nodes))
+    # First those with nothing around them that the program has, and of those the largest.
+    return sorted(regions, key=lambda r: (sum(map(_is_plain, r.nodes)), -len(r.nodes)))
 
 
 def _region(root: ir.Node, x: ir.Value) -> _Region | None:
@@ -248,7 +249,7 @@ def _evaluate(
     return ReferenceEvaluator(model).run(None, feeds)[0]
 
 
-def _type(array: np.ndarray) -> int:
+def _type(array: np.ndarray) -> onnx.TensorProto.DataType:
     return onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
 
 
@@ -282,7 +283,7 @@ def _identify(curve: _Curve) -> tuple[str, Emit, int] | None:
         if not (curve.values == curve.values[:, :1]).all():
             return None
         curve.values = curve.values[:, :1]
-    for candidate in (_smooth, _scaled_elu, _softplus, _gated, _bounded, _absolute):
+    for candidate in (_smooth, _scaled_elu, _softplus, _gated, _bounded):
         found = candidate(curve)
         if found is not None:
             return found
@@ -290,7 +291,7 @@ def _identify(curve: _Curve) -> tuple[str, Emit, int] | None:
 
 
 def _slopes(curve: _Curve) -> tuple[str, Emit, int] | None:
-    """Relu, LeakyRelu, PRelu: the number itself above 0, a multiple of it below."""
+    """Find Relu, LeakyRelu, PRelu: x above 0, a multiple of it below (of -1: the absolute value)."""
     at = int(np.argmin(np.abs(curve.points + 1.0)))
     slopes = -curve.values[at]
     if not np.isfinite(slopes).all():
@@ -405,12 +406,6 @@ def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
     if not (below or above) or not curve.is_like(lambda x: np.clip(a * x + b, lo, hi)):
         return None
     return "Clip", lambda w: w.clip(a, b, lo, hi), 6
-
-
-def _absolute(curve: _Curve) -> tuple[str, Emit, int] | None:
-    if curve.is_like(np.abs):
-        return "Abs", lambda w: w("Add", w("Relu"), w("Relu", w.times(w.x, -1.0))), 4
-    return None
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -59,8 +59,9 @@ def rejoin_norms(editor: Editor) -> None:
     """Put normalisations of weights/FORMAT.md in the place of all their spellings."""
     for node in list(editor.graph):
         if node.op_type in ("ReduceMean", "ReduceSum", "GlobalAveragePool") and is_onnx(node):
-            _Algebra(editor, node).rejoin()
-    editor.prune()
+            # Again, for another normalisation of the same tensor.
+            while node.graph is not None and _Algebra(editor, node).rejoin():
+                editor.prune()
     for node in list(editor.graph):
         if is_onnx(node) and node.op_type in ("InstanceNormalization", "LayerNormalization"):
             _rejoin_operator(editor, node)
@@ -249,26 +250,27 @@ class _Algebra:
         self.order: list[ir.Value] = []
         self.constants: list[ir.Value] = []
 
-    def rejoin(self) -> None:
-        """Replace the value that is x normalised, if there is one."""
+    def rejoin(self) -> bool:
+        """Replace a value that is x normalised, if there is one."""
         x = self.x
         if x is None or self.axes is None or is_constant(x) or not is_float(x) or self.count < 2:
-            return
+            return False
         # The runs of numbers that are normalised lie one behind the other in memory.
         inner = [axis for axis, n in enumerate(self.shape) if n != 1 and axis in self.axes]
         outer = [axis for axis, n in enumerate(self.shape) if n != 1 and axis not in self.axes]
         if outer and inner and max(outer) > min(inner):
-            return
+            return False
         self._follow(x)
         groups = elements(self.shape) // self.count
         for value in reversed(self._row()):
             node, affine = value.producer(), self._parts(value)
             if node is None or affine is None or self.epsilon is None:
-                return
+                break
             made = _normalise(self.editor, node, x, groups, self.epsilon, affine, self.constants)
             if made is not None:
                 self.editor.replace(value, made)
-                return
+                return True
+        return False
 
     def _follow(self, x: ir.Value) -> None:
         """Express what is computed from x as far as it goes."""
