@@ -65,6 +65,41 @@ static void save_model(const char *path, bool resampled)
     weights_end(&w);
 }
 
+/* A network from PET and CT with another output that nobody asks for. */
+static void save_ct_model(const char *path)
+{
+    weights_writer w;
+    dm_error err = {0};
+    weights_begin(&w, "xyz", 8, 8, 8);
+    weights_input(&w, "pet", 1);
+    weights_port(&w, "inputs", "ct", 1, "hu", "HU");
+    weights_output(&w, "dose", 1);
+    weights_port(&w, "outputs", "features", 3, "other", "1");
+    weights_random(&w, "w1", 31, 0.01f, 5, (const size_t[]){3, 2, 3, 3, 3});
+    weights_random(&w, "w2", 32, 0.3f, 5, (const size_t[]){1, 3, 1, 1, 1});
+    weights_node(&w, "Concat", "join", "pet ct", "both", "{'axis': 1}");
+    weights_node(&w, "Conv", "c1", "both w1 -", "h1", CONV_3);
+    weights_node(&w, "Relu", "r1", "h1", "features", NULL);
+    weights_node(&w, "Conv", "c2", "features w2 -", "dose", "{'kernel_shape': [1, 1, 1]}");
+    no_error(weights_save(&w, path, &err), &err);
+    weights_end(&w);
+}
+
+/* Finer than the PET, and with a voxel that is no number. */
+static void save_ct(const char *path)
+{
+    const size_t dim[3] = {30, 25, 20};
+    dm_grid grid = oriented_grid(7, dim, (const double[]){1.7, 1.7, 2.4});
+    dm_error err = {0};
+    dm_volume *ct = NULL;
+    no_error(dm_volume_create(&grid, &ct, &err), &err);
+    for (size_t i = 0; i < dm_grid_voxels(&grid); i++)
+        ct->data[i] = (float)(i % 1500) - 1000;
+    ct->data[77] = NAN;
+    no_error(dm_volume_write(ct, path, 1, &err), &err);
+    dm_volume_free(ct);
+}
+
 void scenarios_make_inputs(void)
 {
     dm_error err = {0};
@@ -89,6 +124,8 @@ void scenarios_make_inputs(void)
     save_ids(&coarse->grid, "in/masks/spleen.nii", 0, 1);
     save_model("in/exact.safetensors.zst", false);
     save_model("in/resampled.safetensors.zst", true);
+    save_ct_model("in/ct.safetensors.zst");
+    save_ct("in/ct.nii.gz");
     dm_volume_free(pet);
     dm_volume_free(coarse);
 }
@@ -100,6 +137,7 @@ typedef struct job {
     bool resample_labels;
     unsigned threads;
     size_t tile;
+    const char *ct;
 } job;
 
 static void finish(scenario_outcome *outcome, dm_status status, const dm_error *err)
@@ -134,11 +172,24 @@ static dm_status read_structures(const job *j, const dm_volume *pet, dm_labels *
     return status;
 }
 
+static dm_status read_ct(const job *j, const dm_volume *pet, dm_volume **ct, dm_ct_info *info,
+                         dm_error *err)
+{
+    const dm_ct_options options = {.nan_to_air = true};
+    dm_volume *stored = NULL;
+    dm_status status = dm_volume_read(j->ct, &stored, err);
+    if (status == DM_OK)
+        status = dm_ct_onto_pet(stored, pet, &options, ct, info, err);
+    dm_volume_free(stored);
+    return status;
+}
+
 static void run_job(const job *j, scenario_outcome *outcome)
 {
     static const double v[] = {1, 5};
     dm_error err = {0};
-    dm_volume *pet = NULL;
+    dm_volume *pet = NULL, *ct = NULL;
+    dm_ct_info ct_info;
     dm_labels *labels = NULL;
     dm_model *model = NULL;
     dm_predictor *predictor = NULL;
@@ -155,6 +206,8 @@ static void run_job(const job *j, scenario_outcome *outcome)
     dm_status status = dm_volume_read(j->pet, &pet, &err);
     if (status == DM_OK)
         status = dm_pet_info_read(j->pet, &info, &err);
+    if (status == DM_OK && j->ct)
+        status = read_ct(j, pet, &ct, &ct_info, &err);
     if (status == DM_OK && j->labels)
         status = read_structures(j, pet, &labels, &err);
     if (status == DM_OK)
@@ -162,12 +215,16 @@ static void run_job(const job *j, scenario_outcome *outcome)
     if (status == DM_OK)
         status = dm_predictor_create(model, &options, &predictor, &err);
     if (status == DM_OK)
-        status =
-            dm_predictor_run(predictor, &(dm_patient){.pet = pet, .info = &info, .labels = labels},
-                             &prediction, &err);
+        status = dm_predictor_run(
+            predictor,
+            &(dm_patient){
+                .pet = pet, .info = &info, .ct = ct, .ct_info = &ct_info, .labels = labels},
+            &prediction, &err);
     if (status == DM_OK) {
-        const dm_sources sources = {
-            .pet_path = j->pet, .labels_path = j->labels, .command_line = "a test"};
+        const dm_sources sources = {.pet_path = j->pet,
+                                    .ct_path = j->ct,
+                                    .labels_path = j->labels,
+                                    .command_line = "a test"};
         status = dm_prediction_write(prediction, j->output, &sources, j->threads, &err);
     }
     finish(outcome, status, &err);
@@ -175,27 +232,35 @@ static void run_job(const job *j, scenario_outcome *outcome)
     dm_predictor_free(predictor);
     dm_model_free(model);
     dm_labels_free(labels);
+    dm_volume_free(ct);
     dm_volume_free(pet);
 }
 
 static void run_exact(scenario_outcome *outcome)
 {
     run_job(&(job){"in/pet.nii.gz", "in/exact.safetensors.zst", "in/labels.nii.gz",
-                   "out/dose.nii.gz", false, 1, 0},
+                   "out/dose.nii.gz", false, 1, 0, NULL},
             outcome);
 }
 
 static void run_resampled(scenario_outcome *outcome)
 {
     run_job(&(job){"in/other.nii.zst", "in/resampled.safetensors.zst", "in/masks",
-                   "out/dose.nii.zst", true, 2, DM_TILE_WHOLE},
+                   "out/dose.nii.zst", true, 2, DM_TILE_WHOLE, NULL},
             outcome);
 }
 
 static void run_without_labels(scenario_outcome *outcome)
 {
     run_job(&(job){"in/pet.nii.gz", "in/resampled.safetensors.zst", NULL, "out/dose.nii.gz", false,
-                   2, 0},
+                   2, 0, NULL},
+            outcome);
+}
+
+static void run_with_ct(scenario_outcome *outcome)
+{
+    run_job(&(job){"in/pet.nii.gz", "in/ct.safetensors.zst", NULL, "out/dose.nii", false, 2, 0,
+                   "in/ct.nii.gz"},
             outcome);
 }
 
@@ -361,6 +426,14 @@ static void run_folder_command(scenario_outcome *outcome)
                 outcome);
 }
 
+static void run_ct_command(scenario_outcome *outcome)
+{
+    run_command("dosemap predict in/pet.nii.gz in/other.nii.zst --out-dir out/ct --model "
+                "in/ct.safetensors.zst --ct in/ct.nii.gz --ct in/ct.nii.gz --nan-to-zero "
+                "--threads 2 --precision float32",
+                outcome);
+}
+
 static void run_resume_command(scenario_outcome *outcome)
 {
     run_command("dosemap predict in/pet.nii.gz -o out/dose.nii.gz --model "
@@ -405,6 +478,7 @@ const scenario scenarios[] = {
     {"predict again over earlier files", run_exact, run_exact, .all_or_nothing = true},
     {"predict without labels over earlier tables", run_without_labels, run_exact,
      .all_or_nothing = true},
+    {"predict with a CT", run_with_ct, .all_or_nothing = true},
     {"DVH", .run = run_dvh},
     {"DVH over earlier tables", .run = run_dvh, .run_before = run_dvh},
     {"describe", .run = run_describe},
@@ -412,6 +486,7 @@ const scenario scenarios[] = {
     {"dosemap predict", .run = run_predict_command, .command_line = true},
     {"dosemap predict --out-dir", run_folder_command, .command_line = true},
     {"dosemap predict, two PETs", run_cohort_command, .command_line = true, .files_only = true},
+    {"dosemap predict --ct, two PETs", run_ct_command, .command_line = true, .files_only = true},
     {"dosemap predict --resume", run_resume_command, run_resume_command, .command_line = true,
      .may_do_again = true},
     {"dosemap dvh", run_dvh_command, run_predict_before_dvh, .command_line = true},
