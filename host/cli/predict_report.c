@@ -3,38 +3,56 @@
 
 #include <jansson.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/json_work.h"
 
+/* JSON text of the library, on one line: a newline within a string would be escaped. Its numbers have
+ * as few digits as give the same value back, which Jansson would not keep. */
+static void print_json(const char *text)
+{
+    for (const char *c = text; *c; c++)
+        if (*c == '\n')
+            c += strspn(c + 1, " ");
+        else
+            putchar(*c);
+}
+
 /* JSON has no form for a path that is not UTF-8. */
-static json_t *path_or_null(const char *path)
+static void print_path(const char *key, const char *path)
 {
     json_t *value = json_string(path);
-    return value ? value : json_null();
+    printf("\"%s\":", key);
+    if (value)
+        json_dumpf(value, stdout, JSON_ENCODE_ANY);
+    else
+        fputs("null", stdout);
+    putchar(',');
+    json_decref(value);
 }
 
 void report_json(const char *pet, const dm_output_paths *paths, const dm_prediction *prediction)
 {
-    json_t *object = json_object();
-    json_object_set_new(object, "pet", path_or_null(pet));
-    json_object_set_new(object, "dose", path_or_null(paths->dose));
-    json_object_set_new(object, "sidecar", path_or_null(paths->sidecar));
     const dm_dvh *dvh = dm_prediction_dvh(prediction);
     char *organs = NULL;
+    if (dvh && dm_dvh_json(dvh, &organs, NULL) != DM_OK)
+        exit_without_memory();
+    putchar('{');
+    print_path("pet", pet);
+    print_path("dose", paths->dose);
+    print_path("sidecar", paths->sidecar);
     if (dvh) {
-        if (dm_dvh_json(dvh, &organs, NULL) != DM_OK)
-            exit_without_memory();
-        json_object_set_new(object, "dvh", path_or_null(paths->dvh));
-        json_object_set_new(object, "organs", path_or_null(paths->organs));
-        json_object_set_new(object, "structures", json_loads(organs, 0, NULL));
+        print_path("dvh", paths->dvh);
+        print_path("organs", paths->organs);
+        fputs("\"structures\":", stdout);
+        print_json(organs);
+        putchar(',');
         dm_string_free(organs);
     }
-    json_object_set_new(object, "provenance",
-                        json_loads(dm_prediction_provenance_json(prediction), 0, NULL));
-    json_dumpf(object, stdout, JSON_COMPACT);
-    putchar('\n');
+    fputs("\"provenance\":", stdout);
+    print_json(dm_prediction_provenance_json(prediction));
+    fputs("}\n", stdout);
     fflush(stdout);
-    json_decref(object);
 }
 
 /* Nobody should take a constructed example for a trained network. */

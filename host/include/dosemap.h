@@ -443,7 +443,7 @@ typedef struct dm_predict_options {
     const char *device;           /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
     unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
     unsigned batch;               /* windows per call of the network; 0: chosen; the CPU runs one */
-    dm_convolutions convolutions; /* on a CUDA device */
+    dm_convolutions convolutions; /* AUTO but on a CUDA device */
     double activity_gbq;          /* therapy activity: the map is Gy; NAN: Gy/GBq */
     bool nan_to_zero;             /* take NaN and Inf voxels as 0 instead of failing */
     const double *v_thresholds;   /* for Vx of the DVHs */

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/available_memory.h"
 #include "base/error.h"
 #include "base/json_text.h"
 #include "base/output_file.h"
@@ -81,6 +82,22 @@ static dm_status check_options(const dm_benchmark_options *o, const dm_predict_o
     return DM_OK;
 }
 
+/* The system might give it and end the process when it is used. */
+static dm_status check_room(const size_t size[3], int images, dm_error *err)
+{
+    double bytes = sizeof(float) * (double)size[0] * (double)size[1] * (double)size[2];
+    char need[SIZE_TEXT], limit[SIZE_TEXT];
+    size_t available = available_memory();
+    if (images * bytes <= (double)available)
+        return DM_OK;
+    return error_set(
+        err, DM_ERROR_MEMORY, NULL, "use a smaller --size",
+        "%d volumes of %zu x %zu x %zu voxels take %s of memory, more than the %s that "
+        "this process can have",
+        images, size[0], size[1], size[2], size_text(images * bytes, need),
+        size_text((double)available, limit));
+}
+
 static dm_status make_patient(benchmark *b, dm_error *err)
 {
     static const size_t large[3] = {200, 200, 450}, small[3] = {128, 128, 256};
@@ -89,8 +106,11 @@ static dm_status make_patient(benchmark *b, dm_error *err)
         return DM_OK;
     if (size[0] == 0)
         size = predictor_on_device(b->p) ? large : small;
-    dm_status status = synthetic_pet(size, &b->made_pet, &b->made_info, err);
-    if (status == DM_OK && b->p->ct_input >= 0)
+    bool with_ct = b->p->ct_input >= 0;
+    dm_status status = check_room(size, with_ct ? 3 : 2, err); /* and the dose map */
+    if (status == DM_OK)
+        status = synthetic_pet(size, &b->made_pet, &b->made_info, err);
+    if (status == DM_OK && with_ct)
         status = synthetic_ct(size, &b->made_ct, err);
     b->patient = (dm_patient){.pet = b->made_pet, .info = &b->made_info, .ct = b->made_ct};
     return status;

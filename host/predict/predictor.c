@@ -143,6 +143,16 @@ const char *precision_name(dm_precision precision)
     return "unknown";
 }
 
+/* Nothing that is asked for is left aside in silence. */
+static dm_status check_convolutions(const dm_predictor *p, dm_error *err)
+{
+    if (p->options.convolutions == DM_CONVOLUTIONS_AUTO || predictor_on_device(p))
+        return DM_OK;
+    return error_set(err, DM_ERROR_VALUE, NULL, "leave --convolutions out, or use --device cuda",
+                     "--convolutions %s is for CUDA devices; the device '%s' has one way only",
+                     convolutions_name(p->options.convolutions), p->backend->name);
+}
+
 /* auto: the fastest that the card vouches for and the device does natively. */
 static dm_status choose_precision(dm_predictor *p, dm_error *err)
 {
@@ -265,6 +275,8 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
         status = copy_options(p, options, err);
     if (status == DM_OK)
         status = backend_select(p->device, options->convolutions, &p->backend, err);
+    if (status == DM_OK)
+        status = check_convolutions(p, err);
     if (status == DM_OK)
         status = choose_precision(p, err);
     if (status == DM_OK)

@@ -287,6 +287,8 @@ def test_errors_leave_no_file(tmp_path: Path, pet: Path, out: Path) -> None:
         ((*TINY, "--device", "tpu"), ("there is no device 'tpu'",)),
         ((*TINY, "--tile", "17"), ("multiple",)),
         ((*TINY, "--memory", "1K"), ("memory",)),
+        ((*QUICK, "--size", "5000"), ("5000 x 5000 x 5000", "use a smaller --size")),
+        ((*TINY, "--convolutions", "own", "--device", "cpu"), ("CUDA devices", "--device cuda")),
         ((*TINY, "--tune", "--device", "cpu"), ("nothing to tune", "cuda")),
         (("--model", tmp_path / "none.zst", "--size", "16"), ("none.zst",)),
     ):

@@ -85,6 +85,11 @@ def test_sidecar_and_tables(pet: Path, labels: Path, pet_data: np.ndarray, tmp_p
     assert float(liver[header.index("mean_gy")]) == pytest.approx(dose.mean(), rel=1e-4)
     assert float(liver[header.index("volume_cm3")]) == pytest.approx(15 * 15 * 10 * 0.08)
     assert report["structures"][0]["name"] == "liver"
+    assert result.stdout.count("\n") == 1
+    assert '"TherapyActivityGBq": 7.4,' in result.stdout  # not 7.4000000000000004
+    written = {key: sidecar[key] for key in report["provenance"]}
+    written["Seconds"] = {k: v for k, v in written["Seconds"].items() if k != "Write"}
+    assert report["provenance"] == written
     assert (tmp_path / "out_dvh.tsv").exists()
 
 
