@@ -541,11 +541,10 @@ DM_API void dm_forward_options_init(dm_forward_options *options);
  * one that cannot predict. inputs: one for each of the graph's, in any order, all with the same
  * count (at least 1) and size, which the network has to be defined for; their data are read only.
  * *outputs: one for each of the graph's, in its order, whose size may be another; released with
- * dm_patches_free; names belong to the model. options: NULL for the defaults. Takes the memory of
- * one patch, and of the inputs and outputs. On the CPU a patch's result does not depend on the
- * others nor on the number of threads. Errors: VALUE (an input missing, unknown, or of the wrong
- * shape; a value that is not finite, there or in the result), UNSUPPORTED (precision), DEVICE,
- * MEMORY, CANCELLED. */
+ * dm_patches_free; names belong to the model. options: NULL for the defaults. On the CPU patches run
+ * side by side, one for each thread, as far as there is memory, and a patch's result does not depend
+ * on the others. Errors: VALUE (an input missing, unknown, or of the wrong shape; a value that is
+ * not finite, there or in the result), UNSUPPORTED (precision), DEVICE, MEMORY, CANCELLED. */
 DM_API dm_status dm_model_forward(const dm_model *model, const dm_patches *inputs, size_t n_inputs,
                                   const dm_forward_options *options, dm_patches **outputs,
                                   size_t *n_outputs, dm_error *err);

@@ -134,8 +134,8 @@ typedef struct forward_job {
     const dm_forward_options *options;
     const backend *backend;
     dm_precision precision;
-    unsigned threads;
-    size_t tile[3]; /* z, y, x */
+    unsigned threads, at_once; /* patches at the same time, which threads share */
+    size_t tile[3];            /* z, y, x */
     size_t count, group;
     size_t output;
     plan *plan;
@@ -163,20 +163,26 @@ static size_t elements(const plan_tensor *t)
     return t->dim[0] * t->dim[1] * t->dim[2] * t->channels;
 }
 
-static dm_status check_memory(const forward_job *j, dm_error *err)
+static double memory_of(const forward_job *j)
+{
+    double arenas = j->backend == &cpu_backend ? (double)j->plan->arena_bytes : 0;
+    return j->at_once * arenas + (double)j->group * (double)(j->n_in + j->n_out) * sizeof(float);
+}
+
+/* Fewer patches at the same time where memory is short. */
+static dm_status check_memory(forward_job *j, dm_error *err)
 {
     char needs[SIZE_TEXT], has[SIZE_TEXT];
-    bool host = j->backend == &cpu_backend;
-    double wanted = (double)(host ? j->plan->arena_bytes : 0) +
-                    (double)j->group * (double)(j->n_in + j->n_out) * sizeof(float);
-    size_t available = available_memory();
-    if (wanted <= (double)available)
+    double available = (double)available_memory();
+    while (memory_of(j) > available && j->at_once > 1)
+        j->at_once /= 2;
+    if (memory_of(j) <= available)
         return DM_OK;
     return error_set(err, DM_ERROR_MEMORY, NULL, "use smaller patches",
                      "a patch of %zu x %zu x %zu voxels (x, y, z) takes %s; this process can have "
                      "%s",
-                     j->tile[2], j->tile[1], j->tile[0], size_text(wanted, needs),
-                     size_text((double)available, has));
+                     j->tile[2], j->tile[1], j->tile[0], size_text(memory_of(j), needs),
+                     size_text(available, has));
 }
 
 static dm_status prepare(forward_job *j, dm_error *err)
@@ -185,11 +191,10 @@ static dm_status prepare(forward_job *j, dm_error *err)
                             .type = precision_element(j->precision),
                             .optimise = true,
                             .output = j->output};
-    const backend_options wanted = {.device = j->options->device ? j->options->device : "auto",
-                                    .precision = j->precision,
-                                    .threads = j->threads,
-                                    .at_once = 1,
-                                    .convolutions = j->options->convolutions};
+    backend_options wanted = {.device = j->options->device ? j->options->device : "auto",
+                              .precision = j->precision,
+                              .threads = j->threads,
+                              .convolutions = j->options->convolutions};
     dm_status status = backend_plan(j->backend, &j->model->graph, &options, &j->plan, err);
     if (status != DM_OK)
         return status;
@@ -197,9 +202,12 @@ static dm_status prepare(forward_job *j, dm_error *err)
     j->n_out = elements(&j->plan->tensors[j->plan->output]);
     j->group = GROUP_BYTES / sizeof(float) / (j->n_in + j->n_out);
     j->group = j->group < 1 ? 1 : j->group > j->count ? j->count : j->group;
+    bool host = j->backend == &cpu_backend;
+    j->at_once = !host ? 1 : j->threads < j->group ? j->threads : (unsigned)j->group;
     status = check_memory(j, err);
     if (status != DM_OK)
         return status;
+    wanted.at_once = j->at_once;
     j->windows = array_alloc(j->group * j->n_in, sizeof *j->windows);
     j->results = array_alloc(j->group * j->n_out, sizeof *j->results);
     j->patch = array_alloc(j->n_in > j->n_out ? j->n_in : j->n_out, sizeof *j->patch);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Random networks over all operators, with skips, gates, residuals, nested and repeated
- * concatenations, each node's result in use. The same seed makes the same network. */
+ * concatenations. Each node's result is in use for the first output, further outputs are anything
+ * computed before. The same seed makes the same network. */
 #ifndef DOSEMAP_TESTS_RANDOM_GRAPH_H
 #define DOSEMAP_TESTS_RANDOM_GRAPH_H
 
@@ -236,7 +237,20 @@ static inline int random_collect(graph_builder *b, int last)
     return build_binary(b, OP_ADD, last, build_conv(b, all, build_channels(b, last), 1));
 }
 
-static inline void random_graph(graph_builder *b, uint32_t seed)
+/* All inputs in their order, or some of them in any. */
+static inline int random_inputs(graph_builder *b)
+{
+    int all[BUILD_PORTS], n = 0;
+    while (b->g.n_inputs < BUILD_PORTS && build_chance(b, 30))
+        build_input(b, 1 + build_pick(b, 3));
+    for (size_t i = 0; i < b->g.n_inputs; i++)
+        all[n++] = b->g.inputs[i].value;
+    if (build_chance(b, 30))
+        all[build_pick(b, b->g.n_inputs)] = b->g.inputs[build_pick(b, b->g.n_inputs)].value;
+    return n > 1 && build_chance(b, 70) ? build_concat(b, (size_t)n, all) : b->input;
+}
+
+static inline void random_network(graph_builder *b, uint32_t seed, bool several)
 {
     build_begin(b, 1, (size_t[]){1, 1, 1}, seed);
     size_t tile[3], channels = 1 + build_pick(b, 3);
@@ -245,7 +259,7 @@ static inline void random_graph(graph_builder *b, uint32_t seed)
     build_end(b);
     build_begin(b, channels, tile, seed + 1);
     size_t wanted = 1 + build_pick(b, 24);
-    int last = b->input;
+    int last = several ? random_inputs(b) : b->input;
     while (b->g.n_nodes < wanted) {
         int made = random_node(b);
         const size_t *size = b->sizes[made < 0 ? 0 : made];
@@ -254,6 +268,20 @@ static inline void random_graph(graph_builder *b, uint32_t seed)
             break;
     }
     build_output(b, build_chance(b, 10) ? last : random_collect(b, last));
+    while (several && b->g.n_outputs < BUILD_PORTS && build_chance(b, 30))
+        build_output(b, random_value(b));
+}
+
+/* From one input to one output. */
+static inline void random_graph(graph_builder *b, uint32_t seed)
+{
+    random_network(b, seed, false);
+}
+
+/* With several of both, most of the time. */
+static inline void random_ports(graph_builder *b, uint32_t seed)
+{
+    random_network(b, seed, true);
 }
 
 #endif

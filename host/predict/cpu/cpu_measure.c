@@ -16,7 +16,8 @@ typedef struct cpu_round {
     const plan *steps;
     worker *const *workers;
     const measure_request *request;
-    size_t windows; /* to be run, by whoever is free */
+    size_t first, windows; /* to be run, by whoever is free */
+    float *outputs;        /* [windows] what becomes of them; NULL: nobody asks */
     atomic_size_t next;
     double *layers;   /* [n_steps] worker 0's seconds; NULL: nobody asks */
     dm_error *errors; /* [n] */
@@ -68,9 +69,13 @@ static void work(void *context, unsigned part)
         (void)run_window(r, w, window, part == 0 ? r->layers : NULL, &r->errors[part]);
         return;
     }
-    while ((window = atomic_fetch_add(&r->next, 1)) < r->windows)
-        if (run_window(r, w, window, NULL, &r->errors[part]) != DM_OK)
+    size_t n = elements(r->steps, r->steps->output);
+    while ((window = atomic_fetch_add(&r->next, 1)) < r->windows) {
+        if (run_window(r, w, r->first + window, NULL, &r->errors[part]) != DM_OK)
             return;
+        if (r->outputs)
+            memcpy(r->outputs + window * n, worker_output(w), n * sizeof(float));
+    }
 }
 
 static dm_status run_round(cpu_round *r, unsigned n, size_t windows, double *seconds, dm_error *err)
@@ -158,19 +163,22 @@ static dm_status time_layers(cpu_round *r, unsigned n, const network *net, measu
     return status;
 }
 
-static dm_status run_outputs(const cpu_round *r, dm_error *err)
+/* As many windows as there are workers, then the next ones. */
+static dm_status run_outputs(cpu_round *r, unsigned n, dm_error *err)
 {
     const measure_request *q = r->request;
-    size_t n = elements(r->steps, r->steps->output);
-    for (size_t i = 0; q->outputs && i < q->n_windows; i++) {
-        dm_status status = run_window(r, r->workers[0], i, NULL, err);
+    dm_status status = DM_OK;
+    double seconds;
+    for (; q->outputs && r->first < q->n_windows && status == DM_OK; r->first += n) {
+        size_t left = q->n_windows - r->first;
+        r->outputs = q->outputs + r->first * elements(r->steps, r->steps->output);
+        status = run_round(r, n, left < n ? left : n, &seconds, err);
         if (status == DM_OK && q->go_on)
             status = q->go_on(q->context, 0, err);
-        if (status != DM_OK)
-            return status;
-        memcpy(q->outputs + i * n, worker_output(r->workers[0]), n * sizeof(float));
     }
-    return DM_OK;
+    r->first = 0;
+    r->outputs = NULL;
+    return status;
 }
 
 dm_status cpu_measure(const plan *steps, const network *net, worker *const *workers, unsigned n,
@@ -187,7 +195,7 @@ dm_status cpu_measure(const plan *steps, const network *net, worker *const *work
     result->at_once = n;
     result->bytes = steps->bytes + steps->weight_bytes;
     if (status == DM_OK)
-        status = run_outputs(&r, err);
+        status = run_outputs(&r, n, err);
     if (status == DM_OK && request->runs > 0)
         status = warm_up(&r, n, &result->windows, err);
     if (status == DM_OK && request->runs > 0)

@@ -327,13 +327,14 @@ static const char *kernel_name(const_dnnl_primitive_desc_t pd)
 }
 
 /* oneDNN 2.6.3's convolutions by matrix products, chosen below AVX-512, add another operand than
- * the one they are given. */
+ * the one they are given; so do those of 1x1x1 kernels in bf16 that it chooses for odd numbers of
+ * channels. */
 static bool is_wrong(const convolution_spec *spec, size_t n_post, const char *kernel)
 {
     bool operand = false;
     for (size_t i = 0; i < n_post; i++)
         operand |= spec->post[i].op == CHAIN_ADD_TENSOR;
-    return operand && strstr(kernel, "gemm") != NULL;
+    return operand && (strstr(kernel, "gemm") || strstr(kernel, "jit_bf16_1x1"));
 }
 
 /* The longest run of post-operations that still has a fast kernel; if none has, the longest with
