@@ -30,7 +30,7 @@ dm_status __wrap_cuda_module_load(const cuda_module **module, dm_error *err)
 /* What is predicted. */
 typedef struct predict_case {
     dm_model *model;
-    dm_volume *pet;
+    dm_volume *pet, *ct; /* ct: NULL for networks without */
     dm_labels *labels;
     size_t voxels;
     dm_predict_options options; /* device cuda */
@@ -55,6 +55,7 @@ static inline void case_clear(predict_case *c)
 {
     dm_labels_free(c->labels);
     dm_volume_free(c->pet);
+    dm_volume_free(c->ct);
     dm_model_free(c->model);
 }
 
@@ -65,9 +66,10 @@ static inline dm_prediction *try_case(const predict_case *c, dm_error *err)
     dm_prediction *prediction = NULL;
     dm_pet_info info = unit_info();
     if (dm_predictor_create(c->model, &c->options, &predictor, err) == DM_OK)
-        dm_predictor_run(predictor,
-                         &(dm_patient){.pet = c->pet, .info = &info, .labels = c->labels},
-                         &prediction, err);
+        dm_predictor_run(
+            predictor,
+            &(dm_patient){.pet = c->pet, .info = &info, .ct = c->ct, .labels = c->labels},
+            &prediction, err);
     dm_predictor_free(predictor);
     return prediction;
 }
