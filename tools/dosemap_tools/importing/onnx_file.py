@@ -24,11 +24,14 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import serde
 
+from dosemap_tools.importing.exact_norms import has_norms, make_exact
 from dosemap_tools.importing.network import NetworkImportError
 from dosemap_tools.importing.onnx_wire import WireError, without_big_tensors
 
 MAX_NODES = 100_000  # with functions written out; a dosemap graph has at most 4096
 MAX_OWN_BYTES = 2 << 30  # protobuf's own limit
+# ONNX Runtime: where the weights of a model that is given as bytes are.
+_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 _EXPORT_AGAIN = "export the network again with torch.onnx.export"
@@ -316,6 +319,22 @@ class _Reader:
             raise self.fail(f"has its data in {location!r}, which is not there", remedy, where)
         return path
 
+    def put_back(self, proto: onnx.ModelProto) -> None:
+        """Let big tensors be found in the file again: weights stay in it, others are put back."""
+        for tensor in proto.graph.initializer:
+            for entry in list(tensor.external_data):
+                if entry.key == "location" and not entry.value:
+                    entry.value = self.path.name
+                elif entry.key == "field":
+                    tensor.external_data.remove(entry)
+        for tensor in _all_tensors(proto):
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if entries.get("location") == "":
+                begin = int(entries["offset"])
+                tensor.raw_data = self.mapped(self.path)[begin : begin + int(entries["length"])]
+                tensor.ClearField("data_location")
+                del tensor.external_data[:]
+
     # Names ---------------------------------------------------------------------------------------
     def check_rules(self, proto: onnx.ModelProto) -> None:
         """Let onnx check names, order, attributes and numbers of inputs."""
@@ -480,12 +499,26 @@ class OnnxOriginal:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         options.log_severity_level = 4
         with self._explained():
+            source = self._exact_model(options)
             session = onnxruntime.InferenceSession(
-                self._path, options, providers=["CPUExecutionProvider"]
+                source, options, providers=["CPUExecutionProvider"]
             )
         self._inputs = [(i.name, tuple(i.shape), i.type) for i in session.get_inputs()]
         self.output_names = [o.name for o in session.get_outputs()]
         self._call: Callable[[dict[str, np.ndarray]], Any] = partial(session.run, None)
+
+    def _exact_model(self, options: Any) -> str | bytes:  # noqa: ANN401
+        """Return the file's name; of networks that normalise instances, a model of its own."""
+        reader = _Reader(Path(self._path))
+        model = reader.proto()
+        if not has_norms(model):
+            return self._path
+        make_exact(model)
+        reader.put_back(model)
+        self.description += ", InstanceNormalization in float64"
+        folder = os.path.dirname(os.path.abspath(self._path))
+        options.add_session_config_entry(_FOLDER_ENTRY, folder)
+        return model.SerializeToString()
 
     def _open_reference(self) -> None:
         from onnx.reference import ReferenceEvaluator
