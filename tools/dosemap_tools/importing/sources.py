@@ -117,7 +117,8 @@ class ProgramSource(Source):
         from dosemap_tools.importing.program_file import load
         from dosemap_tools.importing.torch_network import to_onnx
 
-        self._program: ExportedProgram | None = load(path)
+        self._notes: list[str] = []
+        self._program: ExportedProgram | None = load(path, self._notes)
         self._model: onnx_ir.Model | None = to_onnx(self._program, str(path))
         self.inputs, self.outputs = _described(self._model)
 
@@ -127,7 +128,8 @@ class ProgramSource(Source):
 
         statement, notes = statement_of(stated, self.inputs, self.outputs)
         model, self._model = self._model, None
-        return statement, convert(_taken(model), statement, str(self.path)), notes
+        network = convert(_taken(model), statement, str(self.path))
+        return statement, network, self._notes + notes
 
     def original(self) -> Original:
         """Return the network as its own framework runs it, and keep nothing of it."""
