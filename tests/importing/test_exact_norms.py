@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The original of an ONNX file with InstanceNormalization, against float64."""
+"""The original of an ONNX file that normalises instances or groups, against float64."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_sums_are_those_of_float64(tmp_path, monkeypatch, version, shape):
     monkeypatch.chdir(tmp_path)
     for name in (path, "norm.onnx"):  # the weights are found from any folder
         original = OnnxOriginal(name)
-        assert "InstanceNormalization in float64" in original.description
+        assert "normalisations in float64" in original.description
         x = hot_spots(*shape)
         (y,) = original.run([x])
         assert relative_l2(y, by_hand(x)) < 1e-7
@@ -81,3 +81,31 @@ def test_old_versions_are_run_as_they_are(tmp_path):
     x = hot_spots(1, CHANNELS, 5, 6, 7)
     (y,) = original.run([x])
     assert relative_l2(y, by_hand(x)) < 1e-4
+
+
+@pytest.mark.parametrize("version", [18, 20, 21, 22])
+@pytest.mark.parametrize("shape", [(2, 12, 9, 20, 31), (1, 12, 900)])
+def test_groups(tmp_path, version, shape):
+    """Up to version 20 a group has a scale, from version 21 on each channel."""
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, (2, 12 if version >= 21 else 3))
+    norm = helper.make_node(
+        "GroupNormalization", ["x", "s", "b"], ["y"], "norm", epsilon=EPSILON, num_groups=3
+    )
+    graph = helper.make_graph(
+        [norm],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape[1:]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", *shape[1:]])],
+        [numpy_helper.from_array(np.float32(v), n) for n, v in zip("sb", weights, strict=True)],
+    )
+    imports = [helper.make_opsetid("", version)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), tmp_path / "g.onnx")
+    original = OnnxOriginal(tmp_path / "g.onnx")
+    assert "in float64" in original.description
+    x = hot_spots(*shape)
+    z = x.astype(np.float64).reshape(shape[0], 3, -1)
+    normal = (z - z.mean(2, keepdims=True)) / np.sqrt(z.var(2, keepdims=True) + EPSILON)
+    scale, bias = (np.float32(v).astype(np.float64)[:, None] for v in weights)
+    lines = normal if version < 21 else normal.reshape(shape[0], 12, -1)
+    expected = (lines * scale + bias).reshape(shape)
+    assert relative_l2(original.run([x])[0], expected) < 1e-7

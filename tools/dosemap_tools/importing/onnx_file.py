@@ -515,7 +515,7 @@ class OnnxOriginal:
             return self._path
         make_exact(model)
         reader.put_back(model)
-        self.description += ", InstanceNormalization in float64"
+        self.description += ", its normalisations in float64"
         folder = os.path.dirname(os.path.abspath(self._path))
         options.add_session_config_entry(_FOLDER_ENTRY, folder)
         return model.SerializeToString()
