@@ -5,8 +5,8 @@
  *     {"graph": {...}, "weights": {"conv.weight": [2, 1, 3, 3, 3], ...}}
  *
  * with shapes only: values are made here, those of a name with "var" positive. A graph that is
- * accepted is planned, plainly and optimised, and where that is cheap and well conditioned the
- * interpreter and the CPU's network must find the same result by each plan.
+ * accepted is planned for one of its outputs, plainly and optimised, and where that is cheap and well
+ * conditioned the interpreter and the CPU's network must find the same result by each plan.
  */
 #include <math.h>
 
@@ -105,17 +105,24 @@ bool fuzz_graph_parse(const json_t *root, graph *g)
 
 /* ---- Plans ---------------------------------------------------------------------------------- */
 
-static plan *make_plan(const graph *g, const size_t tile[3], element_type type, bool optimise,
-                       unsigned views)
+/* Of what a plan is made, but for type, views and whether it is optimised. */
+typedef struct plan_source {
+    const graph *g;
+    const size_t *tile;
+    size_t output;
+} plan_source;
+
+static plan *make_plan(const plan_source *from, element_type type, bool optimise, unsigned views)
 {
     plan *p = NULL;
     dm_error err = {0};
     plan_options options = {.type = type,
                             .conv_reads_views = views & 1,
                             .conv_writes_views = views & 2,
-                            .optimise = optimise};
-    memcpy(options.tile, tile, sizeof options.tile);
-    dm_status status = plan_build(g, &options, &p, &err);
+                            .optimise = optimise,
+                            .output = from->output};
+    memcpy(options.tile, from->tile, sizeof options.tile);
+    dm_status status = plan_build(from->g, &options, &p, &err);
     fuzz_check_result(status, p, &err);
     return p;
 }
@@ -207,10 +214,9 @@ static result run_plain(const plan *p, const float *input)
 }
 
 /* Half precision shows how much rounding can do: where it does much, float32 is not compared. */
-static bool is_well_conditioned(const graph *g, const size_t tile[3], const float *input,
-                                const result *r)
+static bool is_well_conditioned(const plan_source *from, const float *input, const result *r)
 {
-    plan *half = make_plan(g, tile, ELEMENT_BF16, false, 3);
+    plan *half = make_plan(from, ELEMENT_BF16, false, 3);
     FUZZ_CHECK(half);
     result rough = run_plain(half, input);
     double worst = 0;
@@ -264,20 +270,20 @@ static void run_network(const plan *p, const float *input, const result *r)
     network_free(net);
 }
 
-static void run_optimised(const graph *g, const size_t tile[3], const float *input, const result *r,
+static void run_optimised(const plan_source *from, const float *input, const result *r,
                           size_t which)
 {
     plan_options cpu = {0};
     network_plan_needs(&cpu);
     unsigned views = (cpu.conv_reads_views ? 1u : 0u) | (cpu.conv_writes_views ? 2u : 0u);
     float *output = malloc(r->n * sizeof *output);
-    plan *p = make_plan(g, tile, ELEMENT_F32, true, which % 4);
+    plan *p = make_plan(from, ELEMENT_F32, true, which % 4);
     FUZZ_CHECK(p && output);
     interpret_plan(p, input, output);
     check_values(output, r, "the interpreter");
     plan_free(p);
     if (which % 3 == 0) { /* oneDNN makes its kernels anew each time, which is slow */
-        p = make_plan(g, tile, ELEMENT_F32, true, views);
+        p = make_plan(from, ELEMENT_F32, true, views);
         FUZZ_CHECK(p);
         run_network(p, input, r);
         plan_free(p);
@@ -287,9 +293,10 @@ static void run_optimised(const graph *g, const size_t tile[3], const float *inp
 
 static void plan_and_run(const graph *g, const size_t tile[3], size_t which)
 {
-    plan *plain = make_plan(g, tile, ELEMENT_F32, false, 3);
+    const plan_source from = {g, tile, which % g->n_outputs};
+    plan *plain = make_plan(&from, ELEMENT_F32, false, 3);
     for (unsigned views = 0; views < 4; views++) {
-        plan *p = make_plan(g, tile, views % 2 ? ELEMENT_BF16 : ELEMENT_F32, true, views);
+        plan *p = make_plan(&from, views % 2 ? ELEMENT_BF16 : ELEMENT_F32, true, views);
         FUZZ_CHECK(!p == !plain);
         FUZZ_CHECK(!p || p->arena_bytes <= plain->arena_bytes);
         plan_free(p);
@@ -297,8 +304,8 @@ static void plan_and_run(const graph *g, const size_t tile[3], size_t which)
     if (plain && is_cheap(plain) && is_well_made(g)) {
         float *input = make_input(plain);
         result r = run_plain(plain, input);
-        if (is_well_conditioned(g, tile, input, &r))
-            run_optimised(g, tile, input, &r, which);
+        if (is_well_conditioned(&from, input, &r))
+            run_optimised(&from, input, &r, which);
         free(r.values);
         free(input);
     }

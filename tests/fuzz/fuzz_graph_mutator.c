@@ -88,14 +88,20 @@ static const char *made_by(mutator *m, size_t i)
     return json_string_value(json_array_get(json_object_get(node_at(m, i), "outputs"), 0));
 }
 
-/* What node `before` may read: the input of the graph or the result of an earlier node. */
+/* Some input or output of the graph. */
+static json_t *pick_port(mutator *m, const char *list)
+{
+    json_t *ports = json_object_get(m->graph, list);
+    return json_array_get(ports, pick(m, json_array_size(ports)));
+}
+
+/* What node `before` may read: an input of the graph or the result of an earlier node. */
 static const char *pick_value(mutator *m, size_t before)
 {
     size_t i = pick(m, before + 1);
     const char *name = i < before ? made_by(m, i) : NULL;
     if (!name)
-        name = json_string_value(
-            json_object_get(json_array_get(json_object_get(m->graph, "inputs"), 0), "name"));
+        name = json_string_value(json_object_get(pick_port(m, "inputs"), "name"));
     return name ? name : "x";
 }
 
@@ -238,8 +244,7 @@ static void use_value(mutator *m, size_t after, const char *name)
     json_t *inputs = i < n ? json_object_get(node_at(m, i), "inputs") : NULL;
     const char *old = json_string_value(json_array_get(inputs, 0));
     if (!inputs || !old || json_object_get(m->weights, old))
-        json_object_set_new(json_array_get(json_object_get(m->graph, "outputs"), 0), "name",
-                            json_string(name));
+        json_object_set_new(pick_port(m, "outputs"), "name", json_string(name));
     else
         json_array_set_new(inputs, 0, json_string(name));
 }
@@ -266,8 +271,6 @@ static void delete_node(mutator *m)
     const char *gone = made_by(m, at);
     const char *first =
         json_string_value(json_array_get(json_object_get(node_at(m, at), "inputs"), 0));
-    json_t *output = json_array_get(json_object_get(m->graph, "outputs"), 0);
-    const char *last = json_string_value(json_object_get(output, "name"));
     if (!gone || !first)
         return;
     json_array_foreach(m->nodes, i, node)
@@ -280,8 +283,12 @@ static void delete_node(mutator *m)
                 json_array_set_new(inputs, k, json_string(first));
         }
     }
-    if (last && !strcmp(last, gone))
-        json_object_set_new(output, "name", json_string(first));
+    json_array_foreach(json_object_get(m->graph, "outputs"), i, node)
+    {
+        const char *name = json_string_value(json_object_get(node, "name"));
+        if (name && !strcmp(name, gone))
+            json_object_set_new(node, "name", json_string(first));
+    }
     json_array_remove(m->nodes, at);
 }
 
@@ -311,10 +318,40 @@ static void change_operator(mutator *m)
     json_object_set_new(node, "attributes", new_attributes(m, op));
 }
 
+/* One more input or output, or one less. */
+static void change_ports(mutator *m)
+{
+    bool input = pick(m, 2);
+    json_t *ports = json_object_get(m->graph, input ? "inputs" : "outputs"), *port;
+    size_t n = json_array_size(ports);
+    if (n > 1 && pick(m, 3) == 0) {
+        json_array_remove(ports, pick(m, n));
+        return;
+    }
+    json_t *name = input ? new_name(m) : json_string(pick_value(m, json_array_size(m->nodes)));
+    port = json_pack("{s:o, s:s, s:s, s:I, s:[]}", "name", name, "quantity", "other", "unit", "1",
+                     "channels", (json_int_t)(1 + pick(m, 3)), "intensity");
+    json_array_insert_new(ports, pick(m, n + 1), port);
+}
+
+/* All inputs side by side, for some node to read. */
+static void join_inputs(mutator *m)
+{
+    json_t *name = new_name(m), *all = json_array(), *port;
+    size_t i;
+    json_array_foreach(json_object_get(m->graph, "inputs"), i, port)
+        json_array_append(all, json_object_get(port, "name"));
+    json_array_insert_new(m->nodes, 0,
+                          json_pack("{s:s, s:o, s:o, s:[O], s:{}}", "op", "Concat", "name",
+                                    new_name(m), "inputs", all, "outputs", name, "attributes"));
+    use_value(m, 1, json_string_value(name));
+    json_decref(name);
+}
+
 static void mutate_once(mutator *m)
 {
     json_t *node = node_at(m, pick(m, json_array_size(m->nodes)));
-    switch (pick(m, 9)) {
+    switch (pick(m, 11)) {
     case 0:
         change_leaf(m, m->root);
         return;
@@ -335,6 +372,13 @@ static void mutate_once(mutator *m)
         return;
     case 6:
         json_object_set_new(m->graph, "patch_size", three(m, 1, 7));
+        return;
+    case 7:
+        change_ports(m);
+        return;
+    case 8:
+        if (json_array_size(m->nodes) < MOST_NODES)
+            join_inputs(m);
         return;
     default:
         if (json_array_size(m->nodes) < MOST_NODES)
@@ -435,8 +479,7 @@ size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t a_size, const uint8_t 
     }
     const char *last = made_by(&m, json_array_size(m.nodes) - 1);
     if (last)
-        json_object_set_new(json_array_get(json_object_get(m.graph, "outputs"), 0), "name",
-                            json_string(last));
+        json_object_set_new(pick_port(&m, "outputs"), "name", json_string(last));
     json_decref(from.root);
     fuzz_graph_repair(m.root);
     return save(&m, out, max_size);

@@ -337,14 +337,120 @@ static void test_truncated(void **state)
     free(image);
 }
 
+/* ---- In parts ------------------------------------------------------------------------------- */
+
+static void write_two(const char *extra, size_t missing)
+{
+    static const float values[6] = {1, -2, 3.5f, 1e-40f, NAN, 6};
+    const stored_tensor tensors[] = {{.name = "first", .rank = 1, .shape = {2}, .count = 2},
+                                     {.name = "x\"y", .rank = 2, .shape = {2, 2}, .count = 4}};
+    output_file *file = NULL;
+    json_t *metadata = json_pack("{s:s}", "k", "v");
+    size_t size = sizeof values - missing;
+    assert_int_equal(output_open(path, &file, NULL), DM_OK);
+    assert_int_equal(safetensors_write_header(file, metadata, tensors, 2, NULL), DM_OK);
+    assert_int_equal(output_write(file, values, size, NULL), DM_OK);
+    assert_int_equal(output_write(file, extra, strlen(extra), NULL), DM_OK);
+    assert_int_equal(output_commit(file, NULL), DM_OK);
+    json_decref(metadata);
+}
+
+static void test_written_and_read_in_parts(void **state)
+{
+    (void)state;
+    safetensors file;
+    dm_error err = {0};
+    float values[4];
+    write_two("", 0);
+    assert_int_equal(safetensors_open(path, &file, &err), DM_OK);
+    assert_null(file.data);
+    assert_int_equal(file.data_begin % 8, 0);
+    assert_string_equal(safetensors_metadata(&file, "k"), "v");
+    assert_null(safetensors_find(&file, "second"));
+    const stored_tensor *t = safetensors_find(&file, "x\"y");
+    assert_non_null(t);
+    assert_int_equal(t->rank, 2);
+    assert_int_equal(safetensors_part(&file, t, path, 1, 3, values, &err), DM_OK);
+    assert_true(values[0] == 1e-40f && isnan(values[1]) && values[2] == 6);
+    t = safetensors_find(&file, "first");
+    assert_int_equal(safetensors_part(&file, t, path, 1, 1, values, &err), DM_OK);
+    assert_true(values[0] == -2);
+    assert_int_equal(truncate(path, (off_t)file.data_begin + 4), 0);
+    assert_int_equal(safetensors_part(&file, t, path, 1, 1, values, &err), DM_ERROR_IO);
+    expect(&err, DM_ERROR_IO, "cannot read tensor 'first': the file has become shorter");
+    safetensors_clear(&file);
+    safetensors_clear(&file);
+}
+
+static void refuse_open(dm_status status, const char *text)
+{
+    safetensors file;
+    dm_error err = {0};
+    assert_int_equal(safetensors_open(path, &file, &err), status);
+    expect(&err, status, text);
+    assert_false(file.is_open);
+}
+
+static void test_parts_of_a_whole_file_only(void **state)
+{
+    (void)state;
+    static const uint8_t zstd[] = {0x28, 0xb5, 0x2f, 0xfd};
+    safetensors file;
+    dm_error err;
+    size_t size;
+    write_two("", 1);
+    refuse_open(DM_ERROR_FORMAT, "the data section should have 24 bytes but has 23");
+    write_two("+", 0);
+    refuse_open(DM_ERROR_FORMAT, "should have 24 bytes but has 25");
+    assert_int_equal(read_image(zstd, sizeof zstd, &file, &err), DM_ERROR_FORMAT);
+    refuse_open(DM_ERROR_FORMAT, "");
+    const char *half = "{\"t\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]}}";
+    uint8_t *image = image_of(half, "12345678", 8, &size);
+    assert_int_equal(read_image(image, size, &file, &err), DM_ERROR_UNSUPPORTED);
+    refuse_open(DM_ERROR_UNSUPPORTED, "tensor 't' has dtype I64; store it as F32");
+    free(image);
+}
+
+/* More than weights may have: the claim is believed only if the file is as large. */
+static void test_parts_of_a_large_file(void **state)
+{
+    (void)state;
+    safetensors file;
+    dm_error err;
+    size_t size;
+    float value = 1;
+    const char *header = "{\"t\":{\"dtype\":\"F32\",\"shape\":[2147483648],"
+                         "\"data_offsets\":[0,8589934592]}}";
+    uint8_t *image = image_of(header, "", 0, &size);
+    assert_int_equal(read_image(image, size, &file, &err), DM_ERROR_FORMAT);
+    refuse_open(DM_ERROR_FORMAT, "should have 8589934592 bytes but has 0");
+    if (truncate(path, (off_t)(size + ((size_t)8 << 30))) == 0) { /* a hole; takes no space */
+        assert_int_equal(safetensors_open(path, &file, &err), DM_OK);
+        assert_int_equal(
+            safetensors_part(&file, file.tensors, path, ((size_t)1 << 31) - 1, 1, &value, &err),
+            DM_OK);
+        assert_true(value == 0);
+        safetensors_clear(&file);
+    }
+    free(image);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reads_what_is_there), cmocka_unit_test(test_no_tensors),
-        cmocka_unit_test(test_half_types),          cmocka_unit_test(test_every_half),
-        cmocka_unit_test(test_not_finite),          cmocka_unit_test(test_bad_layout),
-        cmocka_unit_test(test_bad_tensor),          cmocka_unit_test(test_large_claim),
-        cmocka_unit_test(test_bad_header),          cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_reads_what_is_there),
+        cmocka_unit_test(test_no_tensors),
+        cmocka_unit_test(test_half_types),
+        cmocka_unit_test(test_every_half),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_bad_layout),
+        cmocka_unit_test(test_bad_tensor),
+        cmocka_unit_test(test_large_claim),
+        cmocka_unit_test(test_bad_header),
+        cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_written_and_read_in_parts),
+        cmocka_unit_test(test_parts_of_a_whole_file_only),
+        cmocka_unit_test(test_parts_of_a_large_file),
     };
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }

@@ -59,28 +59,43 @@ static bool agrees(plan *p, bool share, const float *input, const float *referen
     return close && same;
 }
 
+/* share: views with which threads share steps; 4 or more: none. */
+static void compare_output(graph_builder *b, uint32_t seed, plan_case c, unsigned share,
+                           double tolerance)
+{
+    plan *plain = build(b, (plan_case){.plain = true, .output = c.output});
+    const plan_tensor *in = &plain->tensors[plain->input];
+    const plan_tensor *out = &plain->tensors[plain->output];
+    size_t n_in = tensor_voxels(in) * in->channels, n = tensor_voxels(out) * out->channels;
+    float *input = malloc(n_in * sizeof *input), *reference = malloc(n * sizeof *reference);
+    for (size_t i = 0; i < n_in; i++)
+        input[i] = build_uniform(b, -1, 1);
+    interpret_plan(plain, input, reference);
+    for (unsigned views = 0; views < 4; views++) {
+        c.reads = views & 1;
+        c.writes = views & 2;
+        plan *p = build(b, c);
+        if (!agrees(p, share == views, input, reference, n, tolerance))
+            fail_msg("network %u, output %zu, views %u", seed, c.output, views);
+        plan_free(p);
+    }
+    free(input);
+    free(reference);
+    plan_free(plain);
+}
+
 static void compare_networks(element_type type, double tolerance)
 {
     static graph_builder b;
     for (uint32_t seed = 1000; seed < 1000 + NETWORKS; seed++) {
         random_graph(&b, seed);
-        plan *plain = build(&b, (plan_case){.plain = true});
-        const plan_tensor *in = &plain->tensors[plain->input];
-        const plan_tensor *out = &plain->tensors[plain->output];
-        size_t n_in = tensor_voxels(in) * in->channels, n = tensor_voxels(out) * out->channels;
-        float *input = malloc(n_in * sizeof *input), *reference = malloc(n * sizeof *reference);
-        for (size_t i = 0; i < n_in; i++)
-            input[i] = build_uniform(&b, -1, 1);
-        interpret_plan(plain, input, reference);
-        for (unsigned views = 0; views < 4; views++) {
-            plan *p = build(&b, (plan_case){.type = type, .reads = views & 1, .writes = views & 2});
-            if (!agrees(p, seed % 4 == views, input, reference, n, tolerance))
-                fail_msg("network %u, views %u", seed, views);
-            plan_free(p);
-        }
-        free(input);
-        free(reference);
-        plan_free(plain);
+        compare_output(&b, seed, (plan_case){.type = type}, seed % 4, tolerance);
+        build_end(&b);
+    }
+    for (uint32_t seed = 2000; seed < 2000 + NETWORKS / 2; seed++) {
+        random_ports(&b, seed);
+        for (size_t output = 0; output < b.g.n_outputs; output++)
+            compare_output(&b, seed, (plan_case){.type = type, .output = output}, 4, tolerance);
         build_end(&b);
     }
 }
