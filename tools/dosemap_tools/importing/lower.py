@@ -81,7 +81,8 @@ def _lower_node(step: Step) -> None:
             reason = undefined_because(node, step.opset)
             step.fail(
                 reason or f"the shape of its output '{output.name}' does not follow",
-                "the network may not be defined for this patch size; try a multiple of its strides",
+                "if the model is valid, it is not defined for this patch size: state a multiple of "
+                "its strides",
             )
     result = rule(step)
     made = result if isinstance(result, list) else [result]  # Split alone has several

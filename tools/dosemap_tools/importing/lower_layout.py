@@ -59,6 +59,7 @@ def transpose(step: Step) -> Made:
 @RULES.lowers("Expand", "Tile")
 def repeat(step: Step) -> Made:
     """Pass on what repeats nothing."""
+    step.any_axes()  # refuses constants
     if step.output_shape() != step.shape(0):
         step.fail(
             f"it makes {list(step.output_shape())} of {list(step.shape(0))}",
