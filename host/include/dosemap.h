@@ -386,8 +386,8 @@ typedef struct dm_ct_info {
     double lowest, highest; /* of its values, HU */
     size_t voxels_to_air;   /* that were not finite */
     bool resampled;         /* false: it lies on the PET's grid, and was taken as it is */
-    /* Shares of the PET's voxels, and of the sum of its positive values, in the CT's field of view;
-     * what lies outside has DM_AIR_HU. */
+    /* Shares of the PET's voxels, and of the sum of its positive values, that reach into the CT's
+     * field of view; the others have DM_AIR_HU. */
     double voxels_covered, activity_covered;
 } dm_ct_info;
 
@@ -530,7 +530,8 @@ typedef struct dm_forward_options {
     dm_precision precision;       /* AUTO: float32 */
     const char *device;           /* "auto", "cpu", "cuda", "cuda:1"; NULL: auto */
     unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
-    dm_convolutions convolutions; /* on a CUDA device */
+    dm_convolutions convolutions; /* on the CPU, LIBRARY: oneDNN's alone, without minimal filtering:
+                                     nearer to exact arithmetic, in less memory, slower */
     dm_progress progress;         /* may be NULL */
     void *progress_user;
 } dm_forward_options;

@@ -17,7 +17,7 @@
 /* Affines come from float32 headers: indices are rounded to a millionth, so that grids whose voxels
  * coincide are copied. Over 1000 voxels it adds up to 5e-4 of one. */
 #define INDEX_STEPS 1e6
-/* A voxel belongs to the field of view by its centre, which may lie on its border. */
+/* Of a CT voxel: by so much a PET voxel has to reach into the CT to take its values. */
 #define BORDER 1e-3
 
 /* ---- Values --------------------------------------------------------------------------------- */
@@ -161,15 +161,17 @@ static dm_status map_make(const dm_grid *ct, const dm_grid *pet, ct_map *map, dm
     return DM_OK;
 }
 
-/* PET indices [*begin, *end) along its axis p that lie in the CT's field of view. */
+/* PET indices [*begin, *end) along its axis p whose voxels reach into the CT's field of view: at its
+ * rim, and at that of images that were cropped, half a voxel is better than air. */
 static void covered_range(const ct_map *map, const dm_grid *ct, const dm_grid *pet, int p,
                           size_t *begin, size_t *end)
 {
-    double last = (double)ct->dim[map->axis[p]] - 0.5 + BORDER;
+    double half = fabs(map->scale[p]) / 2 - BORDER;
+    double last = (double)ct->dim[map->axis[p]] - 0.5;
     *begin = *end = 0;
     for (size_t i = 0; i < pet->dim[p]; i++) {
         double index = map->scale[p] * (double)i + map->offset[p];
-        if (!(index >= -0.5 - BORDER && index <= last))
+        if (!(index >= -0.5 - half && index <= last + half))
             continue;
         if (*end == 0)
             *begin = i;

@@ -7,35 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SUV_78, TINY_CARD, assert_refused, dosemap, tiny_graph
-from dosemap_tools import weights_file
+from conftest import SUV_78, assert_refused, dosemap
+from pet_ct_model import write_pet_ct_model
 
 CT_AFFINE = np.array([[0, 0, -1.6, 90], [0, 1.3, 0, -90], [-1.9, 0, 0, 20], [0, 0, 0, 1.0]])
 CT_SHAPE = (80, 132, 120)  # x to the feet, y to the front, z to the left: around the PET
 PLAIN = (*SUV_78, "--threads", "2", "--overlap", "0", "--precision", "float32")
-
-
-def write_pet_ct_model(path: Path, other_output: bool = False) -> Path:
-    """dose = 0.5 PET + (HU / 1000 + 1)."""
-    graph = tiny_graph()
-    port = {"name": "ct", "quantity": "hu", "unit": "HU", "channels": 1,
-            "intensity": [{"scale": 0.001, "offset": 1.0}]}  # fmt: skip
-    graph["inputs"].append(port)
-    graph["nodes"] = [
-        {"op": "Concat", "name": "j", "inputs": ["pet", "ct"], "outputs": ["both"],
-         "attributes": {"axis": 1}},
-        {"op": "Conv", "name": "c", "inputs": ["both", "w"], "outputs": ["dose"],
-         "attributes": {"kernel_shape": [1, 1, 1]}},
-    ]  # fmt: skip
-    if other_output:
-        graph["nodes"].append(
-            {"op": "Tanh", "name": "t", "inputs": ["dose"], "outputs": ["certainty"]}
-        )
-        port = {"name": "certainty", "quantity": "other", "unit": "1", "channels": 1}
-        graph["outputs"].insert(0, {**port, "intensity": []})
-    weights = {"w": np.array([0.5, 1.0], np.float32).reshape(1, 2, 1, 1, 1)}
-    weights_file.write(path, graph, TINY_CARD, {"made_by": "tests/cli"}, weights)
-    return path
 
 
 @pytest.fixture

@@ -102,8 +102,9 @@ static float *expected_values(const box *b, const dm_volume *ct)
         const size_t ijk[3] = {i % 9, i / 9 % 7, i / 63};
         bool inside = true;
         for (int a = 0; a < 3; a++) {
-            double index = (pet_mm[a] * (double)ijk[a] - b->origin[a]) / b->mm[a];
-            inside = inside && index >= -0.5 && index <= (double)b->dim[a] - 0.5;
+            double from = pet_mm[a] * ((double)ijk[a] - 0.5), to = from + pet_mm[a];
+            double first = b->origin[a] - b->mm[a] / 2, last = first + b->mm[a] * (double)b->dim[a];
+            inside = inside && to > first && from < last;
         }
         values[i] = inside ? (float)now[i] : -1000;
     }
