@@ -415,11 +415,11 @@ const stored_tensor *safetensors_find(const safetensors *file, const char *name)
 
 /* ---- Writing -------------------------------------------------------------------------------- */
 
-static json_t *header_json(const json_t *metadata, const stored_tensor *tensors, size_t n)
+static json_t *header_json(json_t *metadata, const stored_tensor *tensors, size_t n)
 {
     json_t *header = json_object();
     size_t begin = 0;
-    json_put(&header, "__metadata__", json_deep_copy(metadata));
+    json_put(&header, "__metadata__", json_incref(metadata));
     for (size_t t = 0; t < n; t++) {
         json_t *item = json_object(), *shape = json_array();
         size_t end = begin + 4 * tensors[t].count;
@@ -434,20 +434,23 @@ static json_t *header_json(const json_t *metadata, const stored_tensor *tensors,
     return header;
 }
 
-dm_status safetensors_write_header(output_file *file, const json_t *metadata,
+dm_status safetensors_write_header(output_file *file, json_t *metadata,
                                    const stored_tensor *tensors, size_t n, dm_error *err)
 {
     static const char spaces[8] = "       "; /* so that the data are aligned */
     json_t *header = header_json(metadata, tensors, n);
-    char *text = header ? json_dumps(header, JSON_COMPACT) : NULL;
-    json_decref(header);
-    if (!text)
+    char *text = NULL;
+    if (!header)
         return error_memory(err, 4096, "the header of a safetensors file");
+    dm_status status = json_print(header, &text, err);
+    json_decref(header);
+    if (status != DM_OK)
+        return status;
     size_t size = strlen(text), padding = (8 - size % 8) % 8;
     uint8_t length[8];
     for (int i = 0; i < 8; i++)
         length[i] = (uint8_t)((uint64_t)(size + padding) >> 8 * i);
-    dm_status status = output_write(file, length, sizeof length, err);
+    status = output_write(file, length, sizeof length, err);
     if (status == DM_OK)
         status = output_write(file, text, size, err);
     if (status == DM_OK)

@@ -64,7 +64,7 @@ const stored_tensor *safetensors_find(const safetensors *file, const char *name)
 
 /* The header for F32 tensors whose names and shapes are given and whose data follow it in this
  * order, without gaps. metadata: strings. */
-dm_status safetensors_write_header(output_file *file, const json_t *metadata,
+dm_status safetensors_write_header(output_file *file, json_t *metadata,
                                    const stored_tensor *tensors, size_t n, dm_error *err);
 
 #endif

@@ -85,6 +85,18 @@ static void save_ct_model(const char *path)
     weights_end(&w);
 }
 
+/* Patches for that network. */
+static void save_patches(const char *path)
+{
+    weights_writer w;
+    dm_error err = {0};
+    weights_begin(&w, "xyz", 8, 8, 8);
+    weights_random(&w, "ct", 41, 1, 5, (const size_t[]){3, 1, 8, 9, 10});
+    weights_random(&w, "pet", 42, 1, 5, (const size_t[]){3, 1, 8, 9, 10});
+    no_error(weights_save(&w, path, &err), &err);
+    weights_end(&w);
+}
+
 /* Finer than the PET, and with a voxel that is no number. */
 static void save_ct(const char *path)
 {
@@ -126,6 +138,7 @@ void scenarios_make_inputs(void)
     save_model("in/resampled.safetensors.zst", true);
     save_ct_model("in/ct.safetensors.zst");
     save_ct("in/ct.nii.gz");
+    save_patches("in/patches.safetensors");
     dm_volume_free(pet);
     dm_volume_free(coarse);
 }
@@ -307,6 +320,33 @@ static void run_describe(scenario_outcome *outcome)
     dm_model_free(model);
 }
 
+static void run_forward(scenario_outcome *outcome)
+{
+    static float values[2 * 8 * 8 * 8];
+    const dm_patches inputs[] = {{"pet", 2, 1, {8, 8, 8}, values}, {"ct", 2, 1, {8, 8, 8}, values}};
+    dm_error err = {0};
+    dm_model *model = NULL;
+    dm_patches *outputs = NULL;
+    dm_forward_options options;
+    size_t n = 0;
+    dm_forward_options_init(&options);
+    options.device = "cpu";
+    options.threads = 2;
+    dm_status status = dm_model_load("in/ct.safetensors.zst", &model, &err);
+    if (status == DM_OK)
+        status = dm_model_forward(model, inputs, 2, &options, &outputs, &n, &err);
+    for (size_t o = 0; o < n; o++)
+        outcome->text_hash =
+            XXH64(outputs[o].data, outputs[o].count * outputs[o].channels * 8 * 8 * 8 * 4,
+                  outcome->text_hash);
+    if (status == DM_OK)
+        status = dm_model_forward_file(model, "in/patches.safetensors", "out/patches.safetensors",
+                                       &options, &err);
+    finish(outcome, status, &err);
+    dm_patches_free(outputs, n);
+    dm_model_free(model);
+}
+
 static void run_doctor(scenario_outcome *outcome)
 {
     dm_error err = {0};
@@ -467,6 +507,13 @@ static void run_inspect_command(scenario_outcome *outcome)
     run_command("dosemap inspect in/resampled.safetensors.zst --json", outcome);
 }
 
+static void run_forward_command(scenario_outcome *outcome)
+{
+    run_command("dosemap forward in/ct.safetensors.zst in/patches.safetensors -o "
+                "out/patches.safetensors --threads 2 --device cpu",
+                outcome);
+}
+
 static void run_doctor_command(scenario_outcome *outcome)
 {
     run_command("dosemap doctor", outcome);
@@ -482,6 +529,7 @@ const scenario scenarios[] = {
     {"DVH", .run = run_dvh},
     {"DVH over earlier tables", .run = run_dvh, .run_before = run_dvh},
     {"describe", .run = run_describe},
+    {"forward", run_forward, .all_or_nothing = true},
     {"doctor", run_doctor, .reports_files = true},
     {"dosemap predict", .run = run_predict_command, .command_line = true},
     {"dosemap predict --out-dir", run_folder_command, .command_line = true},
@@ -492,5 +540,6 @@ const scenario scenarios[] = {
     {"dosemap dvh", run_dvh_command, run_predict_before_dvh, .command_line = true},
     {"dosemap dvh --json", run_dvh_json_command, run_predict_before_dvh, .command_line = true},
     {"dosemap inspect", run_inspect_command, .command_line = true},
+    {"dosemap forward", run_forward_command, .command_line = true},
     {"dosemap doctor", run_doctor_command, .command_line = true, .reports_files = true},
     {0}};

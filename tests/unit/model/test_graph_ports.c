@@ -152,7 +152,7 @@ static void test_refused(void **state)
     }
     begin(&w);
     for (int i = 0; i < 15; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "in%d", i);
         weights_input(&w, name, 1);
     }
