@@ -18,6 +18,7 @@ import pytest
 import torch
 from dosemap_tools.importing.rejoin import rejoin
 from dosemap_tools.importing.simplify import simplify
+from imported import check_import, ports
 from onnx import numpy_helper
 from torch import nn
 
@@ -604,3 +605,233 @@ def test_what_is_no_activation_stays(name):
     extra = {"field": np.linspace(0, 1, 90).reshape(SIZE)} if "field" in body else {}
     kinds, _ = rejoined(by_hand(body, **extra))
     assert kinds[left] == (2 if left == "Cast" else 1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reductions, repeats, pads, shuffles
+
+POOLED = {
+    "mean": ("y = ReduceMean <keepdims=1> (x, space)", (1, 1, 1), {"GlobalAveragePool": 1}),
+    "mean of negative axes": (
+        "y = ReduceMean <keepdims=1> (x, behind)",
+        (1, 1, 1),
+        {"GlobalAveragePool": 1},
+    ),
+    "mean, axes gone": (
+        "m = ReduceMean <keepdims=0> (x, space) y = Unsqueeze (m, space)",
+        (1, 1, 1),
+        {"GlobalAveragePool": 1},
+    ),
+    "mean, one axis after the other": (
+        """a = ReduceMean <keepdims=0> (x, last) b = ReduceMean <keepdims=0> (a, last)
+        c = ReduceMean <keepdims=0> (b, last) y = Reshape (c, one_voxel)""",
+        (1, 1, 1),
+        {"GlobalAveragePool": 1},
+    ),
+    "sum": ("y = ReduceSum <keepdims=1> (x, space)", (1, 1, 1), {"GlobalAveragePool": 1, "Mul": 1}),
+    "maximum": ("y = ReduceMax <keepdims=1, axes=[2,3,4]> (x)", (1, 1, 1), {"MaxPool": 1}),
+    "mean of channels": ("y = ReduceMean <keepdims=1> (x, channel)", None, {"Conv": 1}),
+    "sum of channels": ("y = ReduceSum <keepdims=1> (x, channel)", None, {"Conv": 1}),
+}
+PLACES = {
+    "space": [2, 3, 4], "behind": [-3, -1, -2], "last": [-1], "channel": [1],
+    "one_voxel": [1, 4, 1, 1, 1],
+}  # fmt: skip
+
+
+def chosen(body, **constants):
+    read = set(re.findall(r"\w+", " ".join(re.findall(r"\(.*?\)", body))))
+    return {k: v for k, v in (PLACES | constants).items() if k in read}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_reductions(name):
+    body, size, expected = POOLED[name]
+    result = (1, 4, *size) if size else (1, 1, *SIZE)
+    opset = 17 if "axes=" in body else 20
+    model = written(body, opset, result=result, **chosen(body))
+    kinds, notes = rejoined(model, tolerance=2e-6)
+    assert kinds == expected and len(notes) == 1
+
+
+NEAR_POOLS = {
+    "two axes": ("y = ReduceMean <keepdims=1> (x, places)", [2, 3], (1, 4, 1, 1, 3)),
+    "channels too": ("y = ReduceMean <keepdims=1> (x, places)", [1, 2, 3, 4], (1, 1, 1, 1, 1)),
+    "another kind": ("y = ReduceL2 <keepdims=1> (x, places)", [2, 3, 4], (1, 4, 1, 1, 1)),
+    "batch": ("y = ReduceMean <keepdims=1> (x, places)", [0], (1, 4, *SIZE)),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_POOLS)
+def test_what_is_no_pool_stays(name):
+    body, places, result = NEAR_POOLS[name]
+    model = written(body, result=result, places=places, batch=2 if name == "batch" else 1)
+    kinds, notes = rejoined(model)
+    assert sum(n for kind, n in kinds.items() if kind.startswith("Reduce")) == 1 and notes == []
+
+
+def test_mean_of_two_kinds_is_not_joined():
+    body = "a = ReduceMean <keepdims=1> (x, last) y = ReduceSum <keepdims=1> (a, others)"
+    kinds, _ = rejoined(written(body, result=(1, 4, 1, 5, 1), last=[4], others=[2]))
+    assert kinds == {"ReduceMean": 1, "ReduceSum": 1}
+
+
+SHUFFLE, UNSHUFFLE = [0, 1, 5, 2, 6, 3, 7, 4], [0, 1, 3, 5, 7, 2, 4, 6]
+MOVED = {
+    "tile": ("y = Tile (x, times)", {"times": [1, 3, 1, 1, 1]}, 4, (12, *SIZE), {"Concat": 1}),
+    "expand one channel": (
+        "y = Expand (x, wide)",
+        {"wide": [1, 5, *SIZE]},
+        1,
+        (5, *SIZE),
+        {"Concat": 1},
+    ),
+    "expand and tile": (
+        "e = Expand (x, wide) y = Tile (e, times)",
+        {"wide": [1, 1, 1, 1, 1], "times": [1, 5, 1, 1, 1]},
+        1,
+        (5, *SIZE),
+        {"Concat": 1},
+    ),
+    "repeat each channel": (
+        """u = Unsqueeze (x, two) e = Tile (u, times) y = Reshape (e, after)""",
+        {"two": [2], "times": [1, 1, 3, 1, 1, 1], "after": [1, 12, *SIZE]},
+        4,
+        (12, *SIZE),
+        {"Conv": 1},
+    ),
+    "pad channels": (
+        "y = Pad (x, pads)",
+        {"pads": [0, 1, 0, 0, 0, 0, 2, 0, 0, 0]},
+        4,
+        (7, *SIZE),
+        {"Conv": 1},
+    ),
+    "choose channels": ("y = Gather <axis=1> (x, which)", {"which": [2, 0, 0]}, 4, (3, *SIZE),
+                        {"Conv": 1}),
+    "shuffle channels": (
+        "a = Reshape (x, two) b = Transpose <perm=[0,2,1,3,4,5]> (a) y = Reshape (b, after)",
+        {"two": [1, 2, 2, *SIZE], "after": [1, 4, *SIZE]},
+        4,
+        (4, *SIZE),
+        {"Conv": 1},
+    ),
+    "pixel shuffle": (
+        f"a = Reshape (x, eight) b = Transpose <perm={SHUFFLE}> (a) y = Reshape (b, after)",
+        {"eight": [1, 2, 2, 3, 1, 6, 5, 3], "after": [1, 2, 12, 15, 3]},
+        12,
+        (2, 12, 15, 3),
+        {"ConvTranspose": 1},
+    ),
+    "space to channels": (
+        f"a = Reshape (x, eight) b = Transpose <perm={UNSHUFFLE}> (a) y = Reshape (b, after)",
+        {"eight": [1, 4, 3, 2, 1, 5, 3, 1], "after": [1, 40, 3, 1, 3]},
+        4,
+        (40, 3, 1, 3),
+        {"Conv": 1},
+    ),
+    "row into channels": (
+        "y = Reshape (x, after)",
+        {"after": [1, 24, 1, 5, 3]},
+        4,
+        (24, 1, 5, 3),
+        {"Conv": 1},
+    ),
+    "repeat voxels": (
+        """a = Reshape (x, eight) b = Expand (a, large) y = Reshape (b, after)""",
+        {"eight": [1, 4, 6, 1, 5, 1, 3, 1], "large": [1, 4, 6, 2, 5, 1, 3, 3],
+         "after": [1, 4, 12, 5, 9]},
+        4,
+        (4, 12, 5, 9),
+        {"Resize": 1},
+    ),
+    "there and back": (
+        "a = Reshape (x, flat) b = Unsqueeze (a, one) c = Squeeze (b, one) y = Reshape (c, after)",
+        {"flat": [1, 360], "one": [1], "after": [1, 4, *SIZE]},
+        4,
+        (4, *SIZE),
+        {"Identity": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_moves(name):
+    body, constants, channels, result, expected = MOVED[name]
+    kinds, _ = rejoined(written(body, channels=channels, result=(1, *result), **constants))
+    assert kinds == expected
+
+
+STAYS = {
+    "wrong order": (
+        "a = Reshape (x, eight) b = Transpose <perm=[0,1,2,5,3,6,4,7]> (a) y = Reshape (b, after)",
+        {"eight": [1, 2, 2, 3, 1, 6, 5, 3], "after": [1, 2, 12, 15, 3]},
+        (2, 12, 15, 3),
+    ),
+    "axes exchanged": ("y = Transpose <perm=[0,1,3,2,4]> (x)", {}, (12, 5, 6, 3)),
+    "channels into a row": ("y = Reshape (x, after)", {"after": [1, 6, 12, 5, 3]}, (6, 12, 5, 3)),
+    "along space": ("y = Tile (x, times)", {"times": [1, 1, 2, 1, 1]}, (12, 12, 5, 3)),
+    "pad with ones": (
+        "y = Pad (x, pads, one)",
+        {"pads": [0, 1, 0, 0, 0, 0, 0, 0, 0, 0], "one": 1.0},
+        (13, *SIZE),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_is_no_move_of_the_format_stays(name):
+    body, constants, result = STAYS[name]
+    model = written(body, channels=12, result=(1, *result), **constants)
+    before = Counter(node.op_type for node in model.graph)
+    kinds, notes = rejoined(model)
+    assert kinds == before and notes == []
+
+
+def test_expand_is_left_to_broadcasting():
+    body = "m = GlobalAveragePool (x) e = Expand (m, full) a = Mul (x, e) y = Sub (e, a)"
+    kinds, notes = rejoined(written(body, full=[1, 4, *SIZE]))
+    assert kinds == {"GlobalAveragePool": 1, "Mul": 1, "Sub": 1}
+    assert notes == ["Expand left to broadcasting: 2"]
+    body = "m = GlobalAveragePool (x) e = Expand (m, full) y = Relu (e)"
+    kinds, _ = rejoined(written(body, full=[1, 4, *SIZE]))
+    assert kinds == {"GlobalAveragePool": 1, "Resize": 1, "Relu": 1}
+
+
+def test_several_outputs_of_one_value_keep_their_names():
+    model = written("a = Reshape (x, flat) y = Reshape (a, after)", flat=[1, 360],
+                    after=[1, 4, *SIZE])  # fmt: skip
+    kinds, _ = rejoined(model)
+    assert kinds == {"Identity": 1}
+    assert [v.name for v in model.graph.outputs] == ["y"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Through the program
+
+PROGRAM = {
+    **{name: spelled(name) for name in ("sqrt-div", "moments", "unbiased")},
+    "all channels": spelled("power", axes=(1, 2, 3, 4)),
+    "groups": written(
+        IN_GROUPS.format(inside="", end="n", outside="a = Mul (z, w) y = Add (a, b)"),
+        grouped=[1, 2, 180], last=[2], eps=1e-4, shape=[1, 4, *SIZE],
+        w=W.reshape(4, 1, 1, 1), b=B.reshape(4, 1, 1, 1),
+    ),
+    **{name: by_hand(body) for name, (body, _) in HAND.items()},
+    **{
+        name: written(body, 17 if "axes=" in body else 20, **chosen(body),
+                      result=(1, 4, *size) if size else (1, 1, *SIZE))
+        for name, (body, size, _) in POOLED.items()
+    },
+    **{
+        name: written(body, channels=channels, result=(1, *result), **constants)
+        for name, (body, constants, channels, result, _) in MOVED.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_program_computes_the_same(name, tmp_path):
+    model = ir.to_proto(PROGRAM[name])
+    channels = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    check_import(model, SIZE, tmp_path, inputs=ports("in", channels), samples=1)

@@ -291,7 +291,7 @@ def _identify(curve: _Curve) -> tuple[str, Emit, int] | None:
 
 
 def _slopes(curve: _Curve) -> tuple[str, Emit, int] | None:
-    """Find Relu, LeakyRelu, PRelu: x above 0, a multiple of it below (of -1: the absolute value)."""
+    """Find Relu, LeakyRelu, PRelu: x above 0, a multiple of it below (of -1: Abs)."""
     at = int(np.argmin(np.abs(curve.points + 1.0)))
     slopes = -curve.values[at]
     if not np.isfinite(slopes).all():

@@ -362,7 +362,7 @@ def _enlarged(editor: Editor, root: ir.Node, source: ir.Value, positions: Positi
         expected = np.repeat(expected, factor, axis=axis + 1)
     if not _every_batch(positions, expected, shape):
         return False
-    scales = editor.weight(np.array([1, 1, *factors]), f"{root.name}.scales")
+    scales = editor.weight(np.array([1.0, 1.0, *factors]), f"{root.name}.scales")
     attributes = {
         "mode": "nearest",
         "coordinate_transformation_mode": "asymmetric",
