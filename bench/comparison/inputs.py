@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,8 @@ def make_weights(
     and of order 1; the last layer is scaled so that a sixth of the doses is cut off by its ReLU.
     """
     import torch
-    from dosemap_tools import export
+    from dosemap_tools import weights_file
+    from dosemap_tools.importing.torch_network import network_graph, tensors_for
     from dosemap_tools.networks.generator import NETWORKS, Generator
     from torch import nn
 
@@ -101,6 +101,6 @@ def make_weights(
         module.head.bias.copy_((module.head.bias - seen[0].mean()) * scale + 1)
         module.head.weight.mul_(scale)
     torch.save(module.state_dict(), state_path)
-    card_path = state_path.with_name("card.json")
-    card_path.write_text(json.dumps(CARD))
-    export.export(network, state_path, card_path, weights_path, dtype)
+    graph = network_graph(network)
+    tensors = tensors_for(graph, module.state_dict())
+    weights_file.write(weights_path, graph, CARD, {"made_by": "bench"}, tensors, dtype)

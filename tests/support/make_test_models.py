@@ -16,8 +16,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from dosemap_tools import weights_file
-from dosemap_tools.export import tensors_for
-from dosemap_tools.graph import graph_of
+from dosemap_tools.importing.network import UNITS, Port, Statement
+from dosemap_tools.importing.torch_network import export_program, tensors_for, to_onnx
 from dosemap_tools.networks.generator import Generator, GeneratorConfig
 
 SMALL, HALF = (4, 6, 8, 12), (16, 32, 64, 128)
@@ -63,19 +63,70 @@ def random_generator(kind, seed=0):
     return randomise(Generator(CONFIGS[kind]), seed)
 
 
-def write_module(path, module, name="test", dtype="F32", **graph_options):
-    """Write a module as a weights file."""
-    graph = graph_of(module, name, **graph_options)
+def statement_of(
+    name="test",
+    *,
+    patch_size=(32, 32, 32),
+    voxel_size_mm=None,
+    spatial_axes="xyz",
+    orientation="RAS",
+    quantity="uptake",
+    input_intensity=(),
+    output_intensity=(),
+):
+    """Return what is stated of a network with a PET as input and a dose as output."""
+    pet = Port("pet", quantity, UNITS[quantity], 1, tuple(input_intensity))
+    dose = Port("dose", "dose_per_activity", UNITS["dose_per_activity"], 1, tuple(output_intensity))
+    patch = tuple(int(n) for n in patch_size)
+    return Statement(name, patch, spatial_axes, orientation, (pet,), (dose,), voxel_size_mm)
+
+
+def graph_of(statement, nodes):
+    """Return the graph of some nodes."""
+    voxel_mm = statement.voxel_size_mm
+    return {
+        "graph_version": 1,
+        "name": statement.name,
+        "spatial_axes": statement.spatial_axes,
+        "orientation": statement.orientation,
+        "patch_size": list(statement.patch_size),
+        "voxel_size_mm": None if voxel_mm is None else [float(v) for v in voxel_mm],
+        "inputs": [port.json() for port in statement.inputs],
+        "outputs": [port.json() for port in statement.outputs],
+        "nodes": nodes,
+    }
+
+
+_CONVERTED = {}  # nodes of modules that differ in their weights alone
+
+
+def converted(module, statement):
+    """Return nodes and weights of a module; modules that are alike are converted once."""
+    from dosemap_tools.importing.convert import convert
+
+    state = module.state_dict()
+    key = (type(module), repr(module), statement.spatial_shape)
+    if key not in _CONVERTED:
+        program, _ = export_program(module, [1], statement)
+        network = convert(to_onnx(program), statement, statement.name)
+        if not network.tensors.keys() <= state.keys():
+            return network.graph["nodes"], network.tensors
+        _CONVERTED[key] = network.graph["nodes"]
+    nodes = _CONVERTED[key]
+    return nodes, tensors_for(graph_of(statement, nodes), state)
+
+
+def write_module(path, module, name="test", dtype="F32", **options):
+    """Write a module as a weights file; options are those of statement_of."""
+    statement = statement_of(name, **options)
+    nodes, tensors = converted(module, statement)
     provenance = {"made_by": "tests/support/make_test_models.py"}
-    weights_file.write(
-        path, graph, CARD, provenance, tensors_for(graph, module.state_dict()), dtype
-    )
+    weights_file.write(path, graph_of(statement, nodes), CARD, provenance, tensors, dtype)
 
 
-def write_graph(path, nodes, weights, **graph_options):
+def write_graph(path, nodes, weights, **options):
     """Write a network given as nodes (op, inputs, output, attributes) and arrays."""
-    graph = graph_of(nn.Sequential(nn.Identity()), "test", **graph_options)
-    graph["nodes"] = [
+    nodes = [
         {
             "op": op,
             "name": f"n{i}",
@@ -86,6 +137,7 @@ def write_graph(path, nodes, weights, **graph_options):
         for i, (op, inputs, out, attributes) in enumerate(nodes)
     ]
     arrays = {k: np.asarray(v, np.float32) for k, v in weights.items()}
+    graph = graph_of(statement_of(**options), nodes)
     weights_file.write(path, graph, CARD, {"made_by": "tests"}, arrays)
 
 
