@@ -465,11 +465,12 @@ DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_opt
                                      dm_predictor **predictor, dm_error *err);
 DM_API void dm_predictor_free(dm_predictor *predictor);
 
-/* Counts `volumes` more of this grid's size, which the caller will hold beside the PET and its dose
- * map, as memory of the runs from now on. False, and none is counted, if a PET of this grid with
- * these labels (NULL: none) could not be predicted then, or with DM_TILE_AUTO only with a tile that
- * is more work. What the caller holds is taken to have this grid: of a larger next PET the surplus
- * is not counted, nor are its labels. One thread at a time, as dm_predictor_run. */
+/* Counts `volumes` more of this grid's size, which the caller will hold beside the PET, its CT where
+ * the model takes one, and its dose map, as memory of the runs from now on. False, and none is
+ * counted, if a PET of this grid with these labels (NULL: none) could not be predicted then, or with
+ * DM_TILE_AUTO only with a tile that is more work. What the caller holds is taken to have this grid:
+ * of a larger next PET the surplus is not counted, nor are its labels. One thread at a time, as
+ * dm_predictor_run. */
 DM_API bool dm_predictor_reserve(dm_predictor *predictor, const dm_grid *grid,
                                  const dm_labels *labels, unsigned volumes);
 
