@@ -172,10 +172,17 @@ class GraphBuilder:
 
     # Weights
 
-    def parameter(self, value: ir.Value) -> tuple[str, np.ndarray]:
-        """Return name and values, float32, of a constant of the network."""
+    def parameter(self, value: ir.Value, role: str) -> tuple[str, np.ndarray]:
+        """Return name and values, float32, of a constant of the network.
+
+        role: the name of one that is none of the file's weights, such as "layer.bias".
+        """
         if value not in self._arrays:
-            self._arrays[value] = self._read(value)
+            name, array = self._read(value)
+            if name not in self._originals:
+                name = _unique(role, self._values, self._weight_names)
+                self._weight_names.add(name)
+            self._arrays[value] = name, array
         return self._arrays[value]
 
     def is_original(self, name: str) -> bool:

@@ -75,16 +75,16 @@ def convolution(step: Step) -> Made:
         attributes["output_padding"] = [int(v) for v in step.attribute("output_padding", [0] * 3)]
         if step.attribute("output_shape"):
             step.fail("its size is given as output_shape", "give pads and output_padding instead")
-    inputs = [data.name, step.weight(1)]
+    inputs = [data.name, step.weight(1, "weight")]
     if step.input(2) is not None and not _is_no_bias(step):
-        inputs.append(step.weight(2, (channels,)))
+        inputs.append(step.weight(2, "bias", (channels,)))
     attributes = without_defaults(attributes, WINDOW_DEFAULTS)
     return step.emit(step.node.op_type, inputs, attributes=attributes)
 
 
 def _is_no_bias(step: Step) -> bool:
     """Tell whether a bias is zeros that an exporter made up: PyTorch's gives them any shape."""
-    name, values = step.parameter(2)
+    name, values = step.parameter(2, "bias")
     return not step.builder.is_original(name) and not values.any()
 
 
@@ -105,7 +105,7 @@ def product(step: Step) -> Made:
             "a product of (N, F) with a constant matrix, as of Flatten and Linear, is possible; "
             "attention between voxels is not",
         )
-    name, matrix = step.parameter(1)
+    name, matrix = step.parameter(1, "weight")
     alpha = step.number("alpha", 1.0) if is_gemm else 1.0
     if not (is_gemm and step.attribute("transB", 0)):
         matrix = matrix.T
@@ -123,7 +123,7 @@ def product(step: Step) -> Made:
 def _bias(step: Step, channels: int) -> str:
     """Return the bias of a Gemm, one value per channel; it is added after a scaling by beta."""
     beta = step.number("beta", 1.0)
-    name, bias = step.parameter(2)
+    name, bias = step.parameter(2, "bias")
     if bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (channels,)):
         step.fail(f"its bias has the shape {list(bias.shape)}", f"[{channels}] is possible")
     full = np.broadcast_to(bias.reshape(-1), (channels,))
@@ -136,7 +136,8 @@ def _bias(step: Step, channels: int) -> str:
 def batch_normalization(step: Step) -> Made:
     """Lower the normalisation by statistics of the training; the program folds it."""
     data = step.data()
-    weights = [step.weight(i, (data.shape[1],)) for i in range(1, 5)]
+    roles = ("weight", "bias", "running_mean", "running_var")
+    weights = [step.weight(i + 1, role, (data.shape[1],)) for i, role in enumerate(roles)]
     if any(output.uses() for output in step.node.outputs[1:]):
         step.fail("its statistics are used", "call model.eval() before the export")
     attributes = {"epsilon": step.number("epsilon", 1e-5)}
@@ -147,7 +148,7 @@ def batch_normalization(step: Step) -> Made:
 def instance_normalization(step: Step) -> Made:
     """Lower the normalisation by the statistics of each channel."""
     data = step.data()
-    weights = [step.weight(i, (data.shape[1],)) for i in (1, 2)]
+    weights = [step.weight(i, role, (data.shape[1],)) for i, role in ((1, "weight"), (2, "bias"))]
     attributes = {"epsilon": step.number("epsilon", 1e-5)}
     return step.emit("InstanceNormalization", [data.name, *weights], None, attributes)
 
@@ -160,13 +161,13 @@ def group_normalization(step: Step) -> Made:
     if groups < 1 or channels % groups:
         step.fail(f"its {groups} groups do not divide {channels} channels", "correct num_groups")
     weights = []
-    for i in (1, 2):
+    for i, role in ((1, "weight"), (2, "bias")):
         if step.shape(i) == (channels,):
-            weights.append(step.weight(i))
+            weights.append(step.weight(i, role))
             continue
         if step.shape(i) != (groups,) or not step.is_constant(i):
             step.fail(f"its scale has the shape {list(step.shape(i))}", f"[{channels}] is needed")
-        name, values = step.parameter(i)
+        name, values = step.parameter(i, role)
         repeated = np.repeat(values, channels // groups)
         weights.append(step.builder.add_weight(name, repeated, "per_channel"))
     attributes = {"num_groups": groups, "epsilon": step.number("epsilon", 1e-5)}

@@ -50,7 +50,7 @@ def gelu(step: Step) -> Made:
 def prelu(step: Step) -> Made:
     """Lower a slope that is learnt: one, or one per channel."""
     data = step.data()
-    return step.emit("PRelu", [data.name, _add_operand(step, 1, data)], like=data)
+    return step.emit("PRelu", [data.name, _add_operand(step, 1, data, "weight")], like=data)
 
 
 @RULES.lowers("Neg")
@@ -74,9 +74,9 @@ def power(step: Step) -> Made:
     return result
 
 
-def _operand(step: Step, index: int, other: Made) -> tuple[str, np.ndarray]:
+def _operand(step: Step, index: int, other: Made, role: str = "value") -> tuple[str, np.ndarray]:
     """Return a constant operand as the graph has it: one value, or one per channel."""
-    name, array = step.parameter(index)
+    name, array = step.parameter(index, role)
     rank, channels = len(step.shape(1 - index)), other.shape[1]
     if array.size == 1 and array.ndim <= rank:
         return name, array
@@ -110,8 +110,8 @@ def _per_channel(array: np.ndarray, rank: int, shape: Sequence[int]) -> np.ndarr
     return first if (full == first).all() else nothing
 
 
-def _add_operand(step: Step, index: int, other: Made) -> str:
-    return step.builder.add_weight(*_operand(step, index, other))
+def _add_operand(step: Step, index: int, other: Made, role: str = "value") -> str:
+    return step.builder.add_weight(*_operand(step, index, other, role))
 
 
 def _add_reciprocal(step: Step, index: int, other: Made) -> str:
@@ -138,7 +138,7 @@ def arithmetic(step: Step) -> Made:
             f"{list(step.shape(1 - index))}",
             _REMEDY_SIZES,
         )
-    _, values = step.parameter(index)
+    _, values = step.parameter(index, "value")
     if values.size == 1:
         if values.reshape(()) == _NEUTRAL[kind] and (index == 1 or kind in ("Add", "Mul")):
             return other

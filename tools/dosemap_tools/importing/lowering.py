@@ -124,8 +124,8 @@ class Step:
             "reshaping them, with Conv3d where it moves channels",
         )
 
-    def parameter(self, index: int) -> tuple[str, np.ndarray]:
-        """Return name and float32 values of a constant input."""
+    def parameter(self, index: int, role: str) -> tuple[str, np.ndarray]:
+        """Return name and float32 values of a constant input; role: what it is to the node."""
         value = self.input(index)
         if value is None or value.const_value is None:
             name = f" '{value.name}'" if value is not None else ""
@@ -133,14 +133,14 @@ class Step:
                 f"its weight{name} is missing, or computed by the network",
                 "the graph has constant weights only; fix them before the export",
             )
-        return self.builder.parameter(value)
+        return self.builder.parameter(value, f"{self.label}.{role}")
 
-    def weight(self, index: int, shape: Sequence[int] | None = None) -> str:
+    def weight(self, index: int, role: str, shape: Sequence[int] | None = None) -> str:
         """Add a constant input to the weights and return its name there.
 
         shape: what the graph needs, of as many elements.
         """
-        name, array = self.parameter(index)
+        name, array = self.parameter(index, role)
         if shape is not None:
             if array.size != np.prod(shape, dtype=np.int64):
                 self.fail(

@@ -50,6 +50,7 @@ def simplify(model: ir.Model, spatial_shape: Sequence[int], channels: int, where
     """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # what fails is reported by us
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    originals = _weights(model)
     try:
         common.InlinePass()(model)
         common.TopologicalSortPass()(model)
@@ -63,9 +64,8 @@ def simplify(model: ir.Model, spatial_shape: Sequence[int], channels: int, where
             remedy="check the file with onnx.checker.check_model, or export the network again",
         ) from error
     _refuse_training(model, where)
-    originals = _weights(model)
     _set_patch(model, spatial_shape, channels, where)
-    _fold(model, originals, where)
+    _fold(model, where)
     common.RemoveUnusedNodesPass()(model)
     return originals
 
@@ -132,13 +132,13 @@ def _product(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _fold(model: ir.Model, originals: Originals, where: str) -> None:
+def _fold(model: ir.Model, where: str) -> None:
     """Infer shapes and compute constants, in one walk; bounded by the size of the file's weights.
 
     A network's constants follow from its weights; one that claims more is left as it is, and
     refused as an operator that the graph does not have.
     """
-    largest = _FREE_BYTES + sum(tensor.nbytes for tensor in originals.values())
+    largest = _FREE_BYTES + sum(tensor.nbytes for tensor in _weights(model).values())
     left = 8 * largest  # a weight norm, say, takes several steps over the weights
 
     def should_fold(node: ir.Node) -> bool:
