@@ -23,7 +23,7 @@ static const option_spec forward_options[] = {
     {"precision", 0, OPTION_CHOICE, FIELD(precision), "float32|bf16|fp16|tf32", "arithmetic of the network (default float32)", 0, 0, NULL},
     {"device", 0, OPTION_STRING, FIELD(device), "auto|cpu|cuda[:N]", "where to run (default auto)", 0, 0, NULL},
     {"threads", 0, OPTION_COUNT, FIELD(threads), "N", "CPU threads (default: OMP_NUM_THREADS, then all cores)", 1, 4096, NULL},
-    {"convolutions", 0, OPTION_CHOICE, FIELD(convolutions), "auto|library|own", "who computes them on a CUDA device (default auto)", 0, 0, NULL},
+    {"convolutions", 0, OPTION_CHOICE, FIELD(convolutions), "auto|library|own", "who computes them; library on the CPU: oneDNN alone, nearer to exact arithmetic and in less memory, but slower (default auto)", 0, 0, NULL},
     {"quiet", 'q', OPTION_FLAG, FIELD(quiet), NULL, "no progress bar; errors only", 0, 0, NULL},
     {0}};
 /* clang-format on */

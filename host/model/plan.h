@@ -80,7 +80,9 @@ typedef struct plan_options {
     bool conv_writes_views; /* ... and write one; otherwise a STEP_COPY follows */
     bool optimise;          /* false: one step per node, no folding, joining or aliasing: the
                                reference against which the plan is tested */
-    size_t output;          /* which of the graph's outputs; nodes that it does not need are left
+    bool direct;   /* CPU: 3x3x3 convolutions by the library, too, without minimal filtering:
+                               nearer to exact arithmetic, in less memory, slower */
+    size_t output; /* which of the graph's outputs; nodes that it does not need are left
                                out */
 } plan_options;
 

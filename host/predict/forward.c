@@ -190,6 +190,7 @@ static dm_status prepare(forward_job *j, dm_error *err)
     plan_options options = {.tile = {j->tile[0], j->tile[1], j->tile[2]},
                             .type = precision_element(j->precision),
                             .optimise = true,
+                            .direct = j->options->convolutions == DM_CONVOLUTIONS_LIBRARY,
                             .output = j->output};
     backend_options wanted = {.device = j->options->device ? j->options->device : "auto",
                               .precision = j->precision,

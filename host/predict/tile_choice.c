@@ -53,7 +53,7 @@ static const size_t *filtering_tile(const plan *p, const plan_step *step)
     const plan_tensor *in = &p->tensors[step->in], *out = &p->tensors[step->out];
     convolution_spec spec = {
         .in_channels = in->channels, .out_channels = out->channels, .type = p->options.type};
-    if (step->kind != STEP_CONV)
+    if (step->kind != STEP_CONV || p->options.direct)
         return NULL;
     spec.groups = (size_t)step->node->groups;
     for (int a = 0; a < 3; a++) {

@@ -83,11 +83,25 @@ static bool as_post(const plan *p, const plan_step *step, const chain_link *link
     }
 }
 
+static bool has_alpha(const post_operation *post)
+{
+    return post->op == CHAIN_RELU || post->op == CHAIN_LEAKY_RELU || post->op == CHAIN_ELU;
+}
+
+/* oneDNN 2.6 computes two post-operations of one kind with the alpha of one of them. */
+static bool same_alpha(const post_operation *post, size_t n)
+{
+    for (size_t i = 0; i < n && has_alpha(&post[n]); i++)
+        if (has_alpha(&post[i]) && (post[i].alpha < post[n].alpha || post[i].alpha > post[n].alpha))
+            return false;
+    return true;
+}
+
 static size_t collect_post(const plan *p, const plan_step *step, post_operation *post)
 {
     size_t n = 0;
     while (n < step->n_chain && n < CONV_STEP_MAX_POST &&
-           as_post(p, step, &step->chain[n], &post[n]))
+           as_post(p, step, &step->chain[n], &post[n]) && same_alpha(post, n))
         n++;
     return n;
 }
@@ -187,7 +201,9 @@ static dm_status create(const plan *p, const plan_step *step, unsigned threads, 
         spec.bias = bias;
     }
     const winograd_kernel *kernel = winograd_best_kernel();
-    int shape = winograd_choose(&spec, kernel, convolution_gain(spec.type));
+    int shape = -1;
+    if (!p->options.direct)
+        shape = winograd_choose(&spec, kernel, convolution_gain(spec.type));
     if (status == DM_OK && shape >= 0) {
         conv->pack = false;
         status = winograd_create(&spec, kernel, shape, &conv->winograd, &conv->post_done, err);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -213,8 +214,11 @@ def _run(options: argparse.Namespace) -> Json:
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as at:
         work = _Work(options, Path(at))
         work.write(network, stated, provenance)
-        network.tensors = {}  # freed before the original and the program take their memory
+        # Models refer to themselves in circles. Each is freed before the next takes its memory.
+        network.tensors = {}
+        gc.collect()
         shown.run_original(source.original(), network.inputs)
+        gc.collect()
         work.prove(program, shown, network)
         imported = {"source": provenance["source"], "notes": notes}
         imported["proof"] = shown.json(options.dtype)
