@@ -344,6 +344,25 @@ CASES["residual"] = (
     {"w": weight(CHANNELS, CHANNELS, 3, 3, 3)},
     lambda x, w: torch.relu(F.conv3d(x, w, padding=1) + x),
 )
+# Rectifiers of different slopes behind one convolution: oneDNN 2.6 mixes them up.
+CASES["two rectifiers"] = (
+    [
+        ("Conv", ["w"], {"kernel_shape": [1, 1, 1]}),
+        ("LeakyRelu", [], {"alpha": 0.5}),
+        ("Relu", [], {}),
+    ],
+    {"w": weight(9, CHANNELS, 1, 1, 1)},
+    lambda x, w: torch.relu(F.conv3d(x, w)),
+)
+CASES["two exponentials"] = (
+    [
+        ("ConvTranspose", ["w"], {"kernel_shape": [2, 1, 2], "strides": [2, 1, 2]}),
+        ("Elu", [], {"alpha": 0.5}),
+        ("Elu", [], {"alpha": 2.0}),
+    ],
+    {"w": weight(CHANNELS, 8, 2, 1, 2)},
+    lambda x, w: F.elu(F.elu(F.conv_transpose3d(x, w, stride=(2, 1, 2)), 0.5), 2.0),
+)
 CASES["squeeze and excitation"] = (
     [
         ("GlobalAveragePool", [], {}),
