@@ -22,6 +22,8 @@ from emulated_cuda import (
     settings,
 )
 from program import ROOT, assert_close
+from safetensors.numpy import load_file, save_file
+from test_pet_ct import write_pet_ct_model
 
 GOLDEN = ROOT / "tests/golden"
 NETWORKS = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
@@ -169,6 +171,46 @@ def test_windows(tmp_path: Path, small_pet: Path, options: tuple[str, ...]) -> N
         )
     cpu = predict("cpu", small_pet, tmp_path / "cpu.nii", *options)
     assert_close(dose_of(cuda), dose_of(cpu), 1e-5)
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-air", 0.5), ("--nan-to-zero",)])
+def test_pet_and_ct(tmp_path: Path, affine: np.ndarray, options: tuple) -> None:
+    """A network that takes both; its other output is not computed."""
+    random = np.random.default_rng(3)
+    pet = random.gamma(1.5, 2.0, (37, 29, 41)).astype(np.float32)
+    pet[:18] *= 0.01
+    if "--nan-to-zero" in options:
+        pet[::5, ::3, 2] = np.nan
+    hu = random.uniform(-1000, 1500, (74, 58, 41)).astype(np.float32)
+    half = affine @ np.diag([0.5, 0.5, 1, 1])
+    half[:3, 3] -= affine[:3, :3] @ [0.25, 0.25, 0]
+    images = [save(tmp_path / "sub-1_pet.nii.gz", pet, affine)]
+    images += ["--ct", save(tmp_path / "sub-1_ct.nii.gz", hu, half)]
+    model = write_pet_ct_model(tmp_path / "two.safetensors.zst", other_output=True)
+    common = ("--model", model, "--tile", 16, "--precision", "float32", *options)
+    doses = {}
+    for device in ("cpu", "cuda", "cuda:0,1"):
+        words = (*SUV_78, "-o", tmp_path / f"{device}.nii.gz", "--device", device, *common)
+        result = dosemap("predict", *images, *words, env=settings(DEVICES=2))
+        assert result.returncode == 0, result.stderr
+        doses[device] = dose_of(tmp_path / f"{device}.nii.gz")
+    assert_close(doses["cuda"], doses["cpu"], 1e-5)
+    assert np.array_equal(doses["cuda:0,1"], doses["cuda"])
+    assert provenance(tmp_path / "cuda.json")["CT"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_forward(tmp_path: Path, precision: str) -> None:
+    patches = np.random.default_rng(5).gamma(1.5, 2.0, (5, 1, 16, 16, 16)).astype(np.float32)
+    save_file({"pet": patches}, tmp_path / "in.safetensors")
+    made = {}
+    for device in ("cpu", "cuda"):
+        words = (SMALL, tmp_path / "in.safetensors", "-o", tmp_path / f"{device}.safetensors")
+        options = ("--device", device, "--precision", precision if device == "cuda" else "float32")
+        result = dosemap("forward", *words, *options, env=settings())
+        assert result.returncode == 0, result.stderr
+        (made[device],) = load_file(tmp_path / f"{device}.safetensors").values()
+    assert_close(made["cuda"], made["cpu"], LIMIT[precision])
 
 
 def test_tables(tmp_path: Path, small_pet: Path, small_labels: Path) -> None:

@@ -2,11 +2,13 @@
 """`dosemap inspect --plan cuda` from outside, with the emulated CUDA module."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, dosemap
 from emulated_cuda import needs_module, not_sanitized, settings
+from test_pet_ct import write_pet_ct_model
 
 MODEL = ROOT / "weights/dosegan-constructed.safetensors.zst"
 DEVICES = ROOT / "host/predict/cuda/devices"
@@ -44,6 +46,19 @@ def test_bytes_of_the_shipped_network() -> None:
         for row in found["operations"]:
             assert row["way"] and 64 % row["windows"] == 0, row
         assert found["operations"][-1]["way"] == "kernel_head_stitch"
+
+
+def test_bytes_of_two_images(tmp_path: Path) -> None:
+    """Of PET and CT each voxel is read once, and both of its channels are written."""
+    model = write_pet_ct_model(tmp_path / "pet_ct.safetensors.zst")
+    words = ("inspect", model, "--plan", "cuda", "--precision", "bf16", "--json")
+    result = dosemap(*words, env=settings())
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    cut_out = report["account"]["operations"][0]
+    voxels = math.prod(report["plan"]["tile"])
+    assert cut_out["way"] == "kernel_gather"
+    assert cut_out["bytes_read"] == 2 * 4 * voxels and cut_out["bytes_written"] == 2 * 2 * voxels
 
 
 def test_text() -> None:

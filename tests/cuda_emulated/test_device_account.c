@@ -111,13 +111,12 @@ static void test_gate(void **state)
                                    .launches = 1});
 }
 
-/* A window of 6 x 8 x 10: PET and sums of float32, the importance once for a portion of two. */
-static void test_both_ends(void **state)
+/* A window of 6 x 8 x 10: images and sums of float32, the importance once for a portion of two. */
+static void check_both_ends(size_t channels)
 {
-    (void)state;
     static graph_builder b;
-    const double voxels = 6 * 8 * 10;
-    build_begin(&b, 1, (const size_t[]){6, 8, 10}, 3);
+    const double voxels = 6 * 8 * 10, cut_out = voxels * (double)channels;
+    build_begin(&b, channels, (const size_t[]){6, 8, 10}, 3);
     build_output(&b, build_conv(&b, build_conv(&b, b.input, 8, 3), 1, 1));
     plan *p = build(&b, (plan_case){.type = ELEMENT_BF16, .reads = true, .writes = true});
     network_kind w = {.batch = 4, .cache_bytes = 2 * 480 * (16 + 4), .dry = true, .own = true};
@@ -127,7 +126,7 @@ static void test_both_ends(void **state)
     device_account j = account_of(joined.net), a = account_of(apart.net);
     assert_int_equal(network_samples(joined.net, 0), 2);
     assert_sum(&j.fill,
-               (account_sum){.read = 4 * voxels * 4, .written = 4 * voxels * 2, .launches = 2});
+               (account_sum){.read = 4 * cut_out * 4, .written = 4 * cut_out * 2, .launches = 2});
     assert_sum(&j.ops[1], (account_sum){.read = 4 * voxels * (8 * 2 + 4),
                                         .written = 4 * voxels * 4,
                                         .weights = 2 * (8 * 2 + 4 + voxels * 4),
@@ -145,6 +144,13 @@ static void test_both_ends(void **state)
     clear(&apart);
     plan_free(p);
     build_end(&b);
+}
+
+static void test_both_ends(void **state)
+{
+    (void)state;
+    check_both_ends(1);
+    check_both_ends(2); /* PET and CT */
 }
 
 /* ---- The plan's costs ------------------------------------------------------------------------- */
