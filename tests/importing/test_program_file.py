@@ -94,6 +94,52 @@ def test_other_precisions_become_float32(tmp_path, dtype):
     assert any(str(dtype).removeprefix("torch.") in note for note in notes)
 
 
+class Layers(nn.Module):
+    """What decompositions take apart."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.down = nn.Sequential(nn.Conv3d(1, 4, 3, 2, 1), nn.GroupNorm(2, 4), nn.PReLU(4))
+        self.up = nn.Sequential(nn.Upsample(scale_factor=2, mode="trilinear"), nn.GELU())
+        self.out = nn.Sequential(
+            nn.InstanceNorm3d(4), nn.Dropout3d(), nn.Conv3d(4, 1, 1), nn.SiLU()
+        )
+
+    def forward(self, pet):
+        return self.out(self.up(self.down(pet)))
+
+
+@pytest.mark.parametrize("table", [{}, None], ids=["core", "all"])
+def test_decomposed_programs(tmp_path, table):
+    patch = torch.rand(2, 1, 6, 8, 4)
+    with quiet():
+        program = exported(Layers(), patch).run_decompositions(table)
+        torch.export.save(program, tmp_path / "net.pt2")
+    found = TorchOriginal(program_file.load(tmp_path / "net.pt2")).run([patch[:1].numpy()])[0]
+    with torch.no_grad():
+        expected = Layers().eval()(patch[:1]).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_programs_from_a_gpu(tmp_path, good):
+    def change(program, content):
+        for name in ("models/model.json", "data/weights/model_weights_config.json"):
+            text = json.dumps(program) if "models" in name else content[name].decode()
+            there = text.replace('{"type": "cpu", "index": null}', '{"type": "cuda", "index": 1}')
+            assert there != text
+            if "models" in name:
+                program.clear()
+                program.update(json.loads(there))
+            else:
+                content[name] = there.encode()
+
+    program = program_file.load(altered(good, tmp_path / "net.pt2", change))
+    with torch.no_grad():
+        expected = Network().eval()(PATCH)["dose"].numpy()
+    np.testing.assert_array_equal(TorchOriginal(program).run([PATCH.numpy()])[0], expected)
+
+
 # Files that mean harm -----------------------------------------------------------------------------
 def members(path):
     with zipfile.ZipFile(path) as archive:

@@ -60,7 +60,8 @@ def _words(text: str) -> frozenset[str]:
 _ATEN_NAMES = _words(
     """
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear
-    batch_norm _native_batch_norm_legit_no_training native_batch_norm instance_norm group_norm
+    batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    instance_norm group_norm
     native_group_norm layer_norm native_layer_norm rms_norm local_response_norm normalize
     relu relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardswish hardsigmoid
     hardtanh clamp clamp_min clamp_max clip sigmoid log_sigmoid tanh softplus softsign softmax
@@ -84,7 +85,8 @@ _ATEN_NAMES = _words(
     masked_fill tril triu eye eq ne lt le gt ge logical_and logical_or logical_not logical_xor
     isnan isfinite isinf nan_to_num copy fill zero sym_size sym_stride sym_numel sym_storage_offset
     _assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size
-    meshgrid outer im2col col2im cross cdist
+    meshgrid outer im2col col2im cross cdist channel_shuffle native_channel_shuffle unfold
+    _unsafe_index index_put slice_scatter select_scatter max_unpool3d logit erfc frac sgn
     """
 )
 _SYMBOLIC = _words(
@@ -339,6 +341,8 @@ def _node(value: object) -> Json:
     name = value.get("name")  # type: ignore[attr-defined]
     told = _metadata(metadata)
     try:
+        for argument in items(inputs):
+            _refuse_training(target, argument)
         return {
             "target": _target(target),
             "inputs": [_named(item) for item in items(inputs)],
@@ -355,10 +359,16 @@ def _node(value: object) -> Json:
         ) from None
 
 
+def _refuse_training(target: object, argument: object) -> None:
+    """Refuse dropout and the statistics of a batch; an instance norm taken apart has its own."""
+    name, value = record(argument, "name", "arg")
+    learns = name in ("train", "training") and value == {"as_bool": True}
+    learns = learns and target != "torch.ops.aten._native_batch_norm_legit.no_stats"
+    need(not learns, "it was exported as it trains: batch statistics or dropout", _EVAL)
+
+
 def _named(value: object) -> Json:
     name, argument = record(value, "name", "arg")
-    learns = name in ("train", "training") and argument == {"as_bool": True}
-    need(not learns, "it was exported as it trains: batch statistics or dropout", _EVAL)
     kind = value.get("kind")  # type: ignore[attr-defined]
     made = {"name": "" if name == "" else _name(name), "arg": _ARGUMENT(argument)}
     return made | {"kind": None if kind is None else integer(kind)}
