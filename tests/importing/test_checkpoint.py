@@ -21,7 +21,7 @@ from dosemap_tools.importing import checkpoint
 from dosemap_tools.importing.network import NetworkImportError
 from dosemap_tools.importing.torch_network import load_weights, wanted_shapes
 from program import ROOT
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 
@@ -134,6 +134,35 @@ def test_weights_are_those_of_the_module(tmp_path):
     patch = torch.rand(2, 1, 5, 5, 5)
     with torch.no_grad():
         assert torch.equal(module(patch), network().eval()(patch))
+
+
+class Shared(nn.Module):
+    """A layer under two names, and a tensor in two layers, as nnU-Net's networks have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv3d(2, 2, 1)
+        self.again, self.second = self.first, nn.Conv3d(2, 2, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.again(x))
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_tensors_that_are_the_same(tmp_path, ending):
+    torch.manual_seed(5)
+    trained, path = Shared(), tmp_path / f"net.{ending}"
+    if ending == "pt":
+        torch.save(trained.state_dict(), path)
+    else:
+        save_model(trained, str(path))
+        assert len(checkpoint.load(path)) == 3
+    module = Shared()
+    load_weights(module, checkpoint.load_state_dict(path, wanted_shapes(module)))
+    patch = torch.rand(1, 2, 3, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(module(patch), trained(patch))
 
 
 def test_counters_of_batch_norm_are_not_needed(tmp_path):

@@ -150,6 +150,15 @@ def test_says_which_operator_onnx_lacks(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_says_what_cannot_be_run():
+    original = network.TorchOriginal(nn.Conv3d(2, 1, 1))
+    with pytest.raises(NetworkImportError, match=r"\[2, 1, 8, 10, 6\].*channels") as caught:
+        original.run([patch()])
+    assert "Conv3d" in str(caught.value)
+    with pytest.raises(NetworkImportError, match=r"weight is not known.*Lazy"):
+        network.wanted_shapes(nn.LazyConv3d(1, 1))
+
+
 def test_is_quiet(capfd):
     program, _ = network.export_program(nn.Conv3d(1, 1, 1), [1], STATEMENT)
     network.to_onnx(program)

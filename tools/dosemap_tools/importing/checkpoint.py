@@ -269,6 +269,9 @@ def _prefixes(tensors: Mapping[str, Any], wanted: Shapes, given: str | None) -> 
 def _fit(key: str, prefix: str, tensors: Mapping[str, Any], wanted: Shapes) -> _Fit:
     """Hold the names and shapes behind a prefix against those of the network."""
     behind = {name[len(prefix) :]: v for name, v in tensors.items() if name.startswith(prefix)}
+    for name, other in getattr(wanted, "same", {}).items():  # safetensors keeps one of the two
+        if (name in behind) != (other in behind):
+            behind[name] = behind[other] = behind.get(name, behind.get(other))
     others = [name for name in tensors if not name.startswith(prefix)]
     have = {name: tuple(values.shape) for name, values in behind.items()}
     needed = {name for name in wanted if not name.endswith(_COUNTER)}

@@ -45,7 +45,7 @@ _KINDS = {
 }
 _ALONE = (
     "where it was trained, save the weights alone: torch.save(model.state_dict(), 'weights.pt') or "
-    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'); of a checkpoint that "
+    "safetensors.torch.save_model(model, 'weights.safetensors'); of a checkpoint that "
     "you made yourself: torch.save(torch.load(FILE, weights_only=False)[KEY], 'weights.pt') with "
     "the KEY 'state_dict' (Lightning) or 'network_weights' (nnU-Net)"
 )

@@ -155,9 +155,31 @@ def module_from(spec: str, folder: Path | None = None) -> nn.Module:
     return network.eval()
 
 
-def wanted_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor in the module's state dict."""
-    return {name: tuple(values.shape) for name, values in module.state_dict().items()}
+class Wanted(dict[str, tuple[int, ...]]):
+    """Name and shape of every tensor in a module's state dict."""
+
+    same: Mapping[str, str]  # names that are another name's tensor, of which files may have one
+
+
+def wanted_shapes(module: nn.Module) -> Wanted:
+    """Return what a state dict of the module holds."""
+    import torch
+
+    wanted, first, same = Wanted(), dict[int, str](), dict[str, str]()
+    for name, values in module.state_dict(keep_vars=True).items():
+        if not isinstance(values, torch.Tensor):
+            continue  # what layers of other packages keep for themselves
+        if torch.nn.parameter.is_lazy(values):
+            raise NetworkImportError(
+                f"the shape of {name} is not known before it has run",
+                where=type(module).__name__,
+                remedy="give all layers their channels instead of Lazy layers",
+            )
+        wanted[name] = tuple(values.shape)
+        if first.setdefault(id(values), name) != name:
+            same[name] = first[id(values)]
+    wanted.same = same
+    return wanted
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Any]) -> None:
@@ -319,9 +341,17 @@ class TorchOriginal:
     def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         import torch
 
-        with torch.no_grad(), quiet():
-            tensors = [torch.from_numpy(np.array(a, np.float32, order="C")) for a in inputs]
-            outputs = list(_flat(self._module(*tensors), ""))
+        tensors = [torch.from_numpy(np.array(a, np.float32, order="C")) for a in inputs]
+        try:
+            with torch.no_grad(), quiet():
+                outputs = list(_flat(self._module(*tensors), ""))
+        except Exception as error:  # the user's own code may raise anything
+            shapes = ", ".join(str(list(array.shape)) for array in inputs)
+            raise NetworkImportError(
+                f"PyTorch cannot run it on {shapes}: {type(error).__name__}: {_first_line(error)}",
+                where=type(self._module).__name__,
+                remedy="check the channels and the patch size",
+            ) from error
         if not outputs:
             raise NetworkImportError("it returns no tensor", where=type(self._module).__name__)
         self.output_names = [name for name, _ in outputs]
