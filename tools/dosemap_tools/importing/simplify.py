@@ -139,7 +139,7 @@ def _fold(model: ir.Model, where: str) -> None:
     refused as an operator that the graph does not have.
     """
     largest = _FREE_BYTES + sum(tensor.nbytes for tensor in _weights(model).values())
-    left = 8 * largest  # a weight norm, say, takes several steps over the weights
+    left = 16 * largest  # a weight norm, say, takes several steps over the weights
 
     def should_fold(node: ir.Node) -> bool:
         nonlocal left
@@ -151,9 +151,10 @@ def _fold(model: ir.Model, where: str) -> None:
             size += 8 * math.prod(shape)
         if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDED:
             return False
-        if size > largest or size > left:
+        read = sum(v.const_value.nbytes for v in node.inputs if v and v.const_value is not None)
+        if size > largest or size + read > left:
             return False
-        left -= size
+        left -= size + read
         return True
 
     # onnx infers no shape for these: version 18 is deprecated, 21 a function. The other keeps them.
