@@ -272,6 +272,20 @@ def write_zip(path, content, compression=zipfile.ZIP_STORED):
             archive.writestr(name, data)
 
 
+def overlapping(path, content, root):
+    """Write an archive that lists a member inside of another one, a second time."""
+    inner = zipfile.ZipInfo(f"{root}/inner")
+    inner.file_size = inner.compress_size = 4
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        archive.writestr(f"{root}/outer", inner.FileHeader() + b"data")
+        outer = archive.getinfo(f"{root}/outer")
+        inner.header_offset = outer.header_offset + 30 + len(outer.filename)
+        archive.filelist.append(inner)
+    return path
+
+
 def hostile_archives(folder, good):
     """Yield (name of the attack, file, words of the refusal)."""
     path = folder / "net.pt"
@@ -293,6 +307,7 @@ def hostile_archives(folder, good):
     yield "followed", path, "follows it"
     path.write_bytes(data[:-100])
     yield "cut", path, "cut off"
+    yield "overlap", overlapping(path, content, root), "overlaps another member"
     end = bytearray(data)
     struct.pack_into("<H", end, len(end) - 12, 3)
     path.write_bytes(end)
@@ -318,7 +333,7 @@ def test_refuses_hostile_archives(tmp_path):
         else:
             assert words in refusal(path), attack
         seen += 1
-    assert seen == 10
+    assert seen == 11
 
 
 class Steps:
