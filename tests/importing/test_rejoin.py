@@ -788,6 +788,52 @@ def test_what_is_no_move_of_the_format_stays(name):
     assert kinds == before and notes == []
 
 
+RESAMPLED = {
+    "linear": (lambda: nn.Upsample(scale_factor=2, mode="trilinear"), {"Resize": 1}),
+    "linear, corners": (
+        lambda: nn.Upsample(scale_factor=(1, 2, 3), mode="trilinear", align_corners=True),
+        {"Resize": 1},
+    ),
+    "linear, smaller": (lambda: nn.Upsample(size=(4, 7, 2), mode="trilinear"), {"Resize": 1}),
+    "nearest": (lambda: nn.Upsample(scale_factor=2), {"Resize": 1}),
+    "nearest, any size": (lambda: nn.Upsample(size=(7, 4, 3)), {"Resize": 1}),
+    "reflected": (lambda: nn.ReflectionPad3d((1, 2, 0, 0, 3, 1)), {"Pad": 1}),
+    "repeated edge": (lambda: nn.ReplicationPad3d((1, 2, 0, 0, 3, 1)), {"Pad": 1}),
+    "every other": (lambda: EveryOther(), {"Slice": 1}),
+}  # fmt: skip
+
+
+class EveryOther(nn.Module):
+    def forward(self, x):
+        return x[:, :, torch.tensor([1, 3, 5])]
+
+
+def test_resampling_in_core_operators():
+    counts, _ = rejoined_each([make() for make, _ in RESAMPLED.values()], "decomposed")
+    assert dict(zip(RESAMPLED, counts, strict=True)) == {k: v for k, (_, v) in RESAMPLED.items()}
+
+
+CHOOSE = "t = Transpose <perm=[2,0,1,3,4]> (x) g = GatherND (t, where) "
+BACK = "Transpose <perm=[1,2,0,3,4]>"
+NEAR_RESAMPLING = {
+    "wrapped round": (CHOOSE + f"y = {BACK} (g)", [5, 0, 1, 2, 3, 4]),
+    "reversed": (CHOOSE + f"y = {BACK} (g)", [5, 4, 3, 2, 1, 0]),
+    "reflected twice as far": (CHOOSE + f"y = {BACK} (g)", [2, 1, 1, 0, 1, 2]),
+    "weights of another interpolation": (
+        CHOOSE + f"b = {BACK} (g) d = Sub (b, x) w = Mul (d, half) y = Add (x, w)",
+        [1, 2, 3, 4, 5, 5],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_RESAMPLING)
+def test_what_is_no_resampling_stays(name):
+    body, where = NEAR_RESAMPLING[name]
+    options = {"half": 0.5} if "half" in body else {}
+    kinds, notes = rejoined(written(body, where=np.array(where)[:, None], **options))
+    assert kinds["GatherND"] == 1 and notes == []
+
+
 def test_expand_is_left_to_broadcasting():
     body = "m = GlobalAveragePool (x) e = Expand (m, full) a = Mul (x, e) y = Sub (e, a)"
     kinds, notes = rejoined(written(body, full=[1, 4, *SIZE]))

@@ -14,6 +14,7 @@ from dosemap_tools.importing.rejoin_activations import rejoin_activations
 from dosemap_tools.importing.rejoin_movement import rejoin_movement
 from dosemap_tools.importing.rejoin_norms import rejoin_norms
 from dosemap_tools.importing.rejoin_pools import rejoin_pools
+from dosemap_tools.importing.rejoin_resampling import rejoin_interpolation
 
 
 def rejoin(model: ir.Model) -> list[str]:
@@ -26,5 +27,6 @@ def rejoin(model: ir.Model) -> list[str]:
     rejoin_norms(editor)
     rejoin_activations(editor)
     rejoin_pools(editor)
+    rejoin_interpolation(editor)
     rejoin_movement(editor)
     return editor.finish()

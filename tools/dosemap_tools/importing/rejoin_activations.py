@@ -246,7 +246,9 @@ def _evaluate(
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, *versions))]
     )
-    return ReferenceEvaluator(model).run(None, feeds)[0]
+    outputs = ReferenceEvaluator(model).run(None, feeds)
+    assert isinstance(outputs, list)
+    return outputs[0]
 
 
 def _type(array: np.ndarray) -> onnx.TensorProto.DataType:

@@ -27,6 +27,7 @@ from dosemap_tools.importing.graph_edit import (
     shape_of,
     skip_reshapes,
 )
+from dosemap_tools.importing.rejoin_resampling import chosen_along_axes, gather_nd
 
 _MAX_POSITIONS = 1 << 26  # int32 each; of the source and of the result
 _MAX_KERNEL = 1 << 24
@@ -120,6 +121,13 @@ def _gather(node: ir.Node, inputs: list[Positions]) -> Positions | None:
     return np.take(inputs[0], indices.astype(np.int64), axis=attribute(node, "axis", 0))
 
 
+def _gather_nd(node: ir.Node, inputs: list[Positions]) -> Positions | None:
+    indices = constant(node.inputs[1])
+    if indices is None or attribute(node, "batch_dims", 0):
+        return None
+    return gather_nd(inputs[0], indices)
+
+
 def _slice(node: ir.Node, inputs: list[Positions]) -> Positions | None:
     if len(node.inputs) < 3:
         return None
@@ -150,6 +158,7 @@ _MOVES: dict[str, _Move] = {
     "Tile": _tile,
     "Pad": _pad,
     "Gather": _gather,
+    "GatherND": _gather_nd,
 }
 _INSIDE: dict[str, _Move] = {**_MOVES, "Slice": _slice, "Concat": _concat}
 
@@ -214,7 +223,7 @@ def _replace(editor: Editor, root: ir.Node) -> bool:
         return False
     return any(
         rule(editor, root, source, positions)
-        for rule in (_copied, _repeated, _picked, _spread, _gathered, _enlarged)
+        for rule in (_copied, _repeated, _picked, _spread, _gathered, _chosen)
     )
 
 
@@ -351,24 +360,21 @@ def _gathered(editor: Editor, root: ir.Node, source: ir.Value, positions: Positi
     return True
 
 
-def _enlarged(editor: Editor, root: ir.Node, source: ir.Value, positions: Positions) -> bool:
-    """Write voxels that are repeated as Resize to the nearest voxel."""
+def _chosen(editor: Editor, root: ir.Node, source: ir.Value, positions: Positions) -> bool:
+    """Write voxels that are chosen along the axes, the same in each channel."""
     shape, after = shape_of(source) or (), positions.shape
-    factors = _factors(after, shape)
-    if factors is None or math.prod(factors) == 1 or shape[1] != after[1]:
+    if shape[1] != after[1]:
         return False
+    places = np.unravel_index(np.maximum(positions[0, 0] - 1, 0), shape[1:])
+    along = [places[1][:, 0, 0], places[2][0, :, 0], places[3][0, 0, :]]
     expected = _count((1, *shape[1:]))[0]
-    for axis, factor in enumerate(factors):
-        expected = np.repeat(expected, factor, axis=axis + 1)
+    for axis, chosen in enumerate(along):
+        expected = np.take(expected, chosen, axis=axis + 1)
     if not _every_batch(positions, expected, shape):
         return False
-    scales = editor.weight(np.array([1.0, 1.0, *factors]), f"{root.name}.scales")
-    attributes = {
-        "mode": "nearest",
-        "coordinate_transformation_mode": "asymmetric",
-        "nearest_mode": "floor",
-    }
-    made = editor.add("Resize", [source, None, scales], after, root, attributes)
-    editor.replace(root.outputs[0], made)
-    editor.count("repeated voxels as Resize")
+    found = chosen_along_axes(editor, root, source, along, after)
+    if found is None:
+        return False
+    editor.replace(root.outputs[0], found[1])
+    editor.count(found[0])
     return True
