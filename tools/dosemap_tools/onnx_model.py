@@ -180,8 +180,15 @@ class _Writer:
         ]
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
         known = {value.name: value for value in (*ports, *self.weights)}
+        # onnx infers nothing for a function as which it defines an operator.
+        nodes = [
+            helper.make_node("InstanceNormalization", n.input, n.output, n.name)
+            if n.op_type == "GroupNormalization"
+            else n
+            for n in self.nodes
+        ]
         graph = helper.make_graph(
-            self.nodes,
+            nodes,
             "shapes",
             list(known.values()),
             [value for value in outputs if value.name not in known],
@@ -261,9 +268,15 @@ def build(
         shape, text = writer.shape(port, inner), _port_text(port, "output")
         outputs.append(helper.make_tensor_value_info(port["name"], TensorProto.FLOAT, shape, text))
     casts = [writer.cast(name) for name in file.tensors] if dtype != "F32" else []
+    grouped = [n["outputs"][0] for n in graph["nodes"] if n["op"] == "GroupNormalization"]
+    told = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", shape[1], *[None] * 3])
+        for name, shape in zip(grouped, writer.shapes_of(grouped), strict=True)
+        if all(name != port["name"] for port in graph["outputs"])
+    ]
     initializers = [*writer.constants, *_initializers(file, dtype, data)]
     proto = helper.make_graph(
-        [*casts, *writer.nodes], graph["name"], inputs, outputs, initializers, _text(graph)
+        [*casts, *writer.nodes], graph["name"], inputs, outputs, initializers, _text(graph), told
     )
     model = helper.make_model(
         proto,
