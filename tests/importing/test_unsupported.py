@@ -66,6 +66,11 @@ refused(
 refused("reduction", one("ReduceMax", "a"), ["(ReduceMax)", "GlobalAveragePool"], a=integers(1))
 refused("exp", one("Exp"), ["(Exp)", "Elu"])
 refused(
+    "the larger of two",
+    [*HALVES, ("Max", ["s", "t"], ["y"], {})],
+    ["(Max)", "of a value and a number"],
+)
+refused(
     "quantised",
     [("QuantizeLinear", ["x", "s"], ["q"], {}), ("DequantizeLinear", ["q", "s"], ["y"], {})],
     ["(QuantizeLinear)", "float32"],

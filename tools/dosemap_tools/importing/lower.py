@@ -32,7 +32,7 @@ HINTS = {
     **dict.fromkeys(["If", "Loop", "Scan", "SequenceAt", "SequenceConstruct"], _BRANCHES),
     **dict.fromkeys(["ArgMax", "ArgMin", "TopK", "LogSoftmax", "Hardmax", "OneHot"], _COMPARED),
     **dict.fromkeys(["Where", "Equal", "Greater", "Less", "And", "Or", "Not", "IsNaN"], _LOGIC),
-    **dict.fromkeys(["GreaterOrEqual", "LessOrEqual", "ThresholdedRelu", "Shrink"], _LOGIC),
+    **dict.fromkeys(["GreaterOrEqual", "LessOrEqual", "ThresholdedRelu", "Shrink", "Sign"], _LOGIC),
     **dict.fromkeys(["Exp", "Log", "Sqrt", "Reciprocal", "Softsign", "Erf", "Sin"], _RATIONAL),
     **dict.fromkeys(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"], _REDUCED),
     **dict.fromkeys(["Shape", "Size", "ConstantOfShape", "Range", "NonZero"], _SIZES),
@@ -43,6 +43,10 @@ HINTS = {
     "Einsum": "Conv, and Gemm with a constant matrix, are possible",
     "DepthToSpace": "ConvTranspose with stride goes up; pixel shuffling is not possible",
     "SpaceToDepth": "Conv with stride goes down; pixel shuffling is not possible",
+    **dict.fromkeys(
+        ["Max", "Min", "Clip"], "the larger or smaller of a value and a number is possible"
+    ),
+    "MeanVarianceNormalization": "InstanceNormalization and GroupNormalization are possible",
     "LpNormalization": "InstanceNormalization and GroupNormalization are possible",
     "LRN": "InstanceNormalization and GroupNormalization are possible",
     "LpPool": "AveragePool and MaxPool are possible",
