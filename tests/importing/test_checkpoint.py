@@ -276,6 +276,7 @@ def overlapping(path, content, root):
     """Write an archive that lists a member inside of another one, a second time."""
     inner = zipfile.ZipInfo(f"{root}/inner")
     inner.file_size = inner.compress_size = 4
+    inner.CRC = 0
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in content.items():
             archive.writestr(name, data)

@@ -333,6 +333,8 @@ def test_leaves_out_what_the_network_does_not_need(tmp_path, good, extra):
     )
     program = program_file.load(path)
     to_onnx(program)
+    program.module()(PATCH)  # with all checks that a program carries
+    assert not program._guards_code
     with torch.no_grad():
         expected = Network().eval()(PATCH)["dose"].numpy()
     np.testing.assert_array_equal(TorchOriginal(program).run([PATCH.numpy()])[0], expected)
