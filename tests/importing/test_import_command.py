@@ -18,7 +18,16 @@ pytest.importorskip("onnxscript", reason="ONNX is missing: imports are not teste
 import torch
 from dosemap_tools import nifti, weights_file
 from images import RAS_AFFINE, uptake
-from import_networks import PATCH, Two, bring_in, card_file, left_in, network, write_onnx
+from import_networks import (
+    PATCH,
+    Two,
+    bring_in,
+    card_file,
+    left_in,
+    network,
+    write_onnx,
+    write_program,
+)
 from make_test_models import random_generator
 from program import BINARY, assert_close, predict, relative_l2, run
 
@@ -43,11 +52,7 @@ def sides(folder, suffix):
     if suffix == ".onnx":
         return module, write_onnx(path, module), ()
     if suffix == ".pt2":
-        batch = torch.export.Dim("batch", max=8)
-        example = torch.zeros(2, 1, *PATCH)
-        torch.export.save(
-            torch.export.export(module, (example,), dynamic_shapes=({0: batch},)), path
-        )
+        write_program(path, module)
         return module, path, ()
     if suffix == ".safetensors":
         from safetensors.torch import save_file

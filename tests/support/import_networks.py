@@ -65,6 +65,14 @@ def write_onnx(path, module, *channels, patch=PATCH):
     return path
 
 
+def write_program(path, module, *channels, patch=PATCH):
+    examples = tuple(torch.zeros(2, c, *patch) for c in channels or (1,))
+    batch = torch.export.Dim("batch", max=8)
+    shapes = tuple({0: batch} for _ in examples)
+    torch.export.save(torch.export.export(module, examples, dynamic_shapes=shapes), path)
+    return path
+
+
 def card_file(folder, **changes):
     path = Path(folder) / "card.json"
     content = {k: v for k, v in {**CARD, **changes}.items() if v is not ...}

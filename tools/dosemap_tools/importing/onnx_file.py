@@ -507,15 +507,14 @@ class OnnxOriginal:
         self.output_names = [o.name for o in session.get_outputs()]
         self._call: Callable[[dict[str, np.ndarray]], Any] = partial(session.run, None)
 
-    def _exact_model(self, options: Any) -> str | bytes:  # noqa: ANN401
-        """Return the file's name; of networks that normalise instances, a model of its own."""
+    def _exact_model(self, options: Any) -> bytes:  # noqa: ANN401
+        """Return the model for a session: its weights stay in the file, which is mapped."""
         reader = _Reader(Path(self._path))
         model = reader.proto()
-        if not has_norms(model):
-            return self._path
-        make_exact(model)
+        if has_norms(model):
+            make_exact(model)
+            self.description += ", its normalisations in float64"
         reader.put_back(model)
-        self.description += ", its normalisations in float64"
         folder = os.path.dirname(os.path.abspath(self._path))
         options.add_session_config_entry(_FOLDER_ENTRY, folder)
         return model.SerializeToString()
