@@ -12,6 +12,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is missing
 import onnx_ir
 import torch
 from dosemap_tools.importing import torch_network as network
+from dosemap_tools.importing.checkpoint import load_state_dict
 from dosemap_tools.importing.network import NetworkImportError, Statement
 from dosemap_tools.networks.generator import NETWORKS
 from torch import nn
@@ -208,6 +209,25 @@ def test_makes_a_module(package, text, given):
     assert network.wanted_shapes(module)["conv.weight"] == (given[0][0], 1, 1, 1, 1)
 
 
+def test_a_network_of_nnunet_and_its_checkpoint(tmp_path):
+    pytest.importorskip("dynamic_network_architectures", reason="nnU-Net's networks are missing")
+    spec = (
+        "dynamic_network_architectures.architectures.unet:PlainConvUNet(1, n_stages=2, "
+        "features_per_stage=[4, 6], conv_op=torch.nn.Conv3d, kernel_sizes=3, strides=[1, 2], "
+        "n_conv_per_stage=1, num_classes=1, n_conv_per_stage_decoder=1, conv_bias=True, "
+        "norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={'affine': True, 'eps': 1e-5}, "
+        "nonlin=torch.nn.LeakyReLU, deep_supervision=False)"
+    )
+    trained, module = network.module_from(spec), network.module_from(spec)
+    weights = {f"_orig_mod.{name}": values for name, values in trained.state_dict().items()}
+    torch.save({"network_weights": weights, "init_args": {"fold": 0}}, tmp_path / "final.pth")
+    wanted = network.wanted_shapes(module)
+    network.load_weights(module, load_state_dict(tmp_path / "final.pth", wanted))
+    inputs = [patch()]
+    expected = network.TorchOriginal(trained).run(inputs)[0]
+    np.testing.assert_array_equal(network.TorchOriginal(module).run(inputs)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -215,7 +235,10 @@ def test_makes_a_module(package, text, given):
         ("theirs.nets:Net(open('x'))", "arguments"),
         ("theirs.nets:Net(*[1])", "arguments"),
         ("theirs.nets:Net(**{'channels': [1]})", "arguments"),
-        ("theirs.nets:Net(1)(2)", "arguments"),
+        ("theirs.nets:Net(1)(2)", "more than one call"),
+        ("theirs.nets:Net(torch.nn.Conv7d)", "Conv7d"),
+        ("theirs.nets:Net([torch.nn.Conv3d(1, 1, 1)])", "arguments"),
+        ("theirs.nets:Net(no.such.thing)", "No module named"),
         ("theirs.nets:Net([1]", "package.module:Class"),
         ("theirs.nets:Net([1)", "arguments"),
         ("theirs.nets:Net()", "channels"),

@@ -14,6 +14,7 @@ import importlib
 import io
 import json
 import logging
+import pkgutil
 import re
 import sys
 import warnings
@@ -100,16 +101,36 @@ def tensors_for(graph: Json, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _arguments(text: str, spec: str) -> tuple[list[Any], dict[str, Any]]:
-    """Return the literal arguments of a call written as text."""
-    remedy = "arguments are numbers, strings, None, True, False, and tuples, lists or dicts of them"
+def _argument(node: ast.expr) -> object:
+    """Return a literal, or the class or function that a dotted name such as torch.nn.Conv3d is."""
+    match node:
+        case ast.Attribute():
+            return pkgutil.resolve_name(ast.unparse(node))
+        case ast.Tuple(elts=items):
+            return tuple(_argument(item) for item in items)
+        case ast.List(elts=items):
+            return [_argument(item) for item in items]
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            pairs = zip(keys, values, strict=True)
+            return {ast.literal_eval(k): _argument(v) for k, v in pairs if k is not None}
+    return ast.literal_eval(node)
+
+
+def _arguments(text: str, spec: str) -> tuple[list[object], dict[str, object]]:
+    """Return the arguments of a call written as text; nothing in them is called."""
+    remedy = (
+        "arguments are numbers, strings, None, True, False, dotted names such as torch.nn.Conv3d, "
+        "and tuples, lists or dicts of them"
+    )
     try:
         call = ast.parse(f"f({text})", mode="eval").body
         if not isinstance(call, ast.Call) or any(k.arg is None for k in call.keywords):
             raise ValueError("not one call")
-        positional = [ast.literal_eval(argument) for argument in call.args]
-        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        if not isinstance(call.func, ast.Name):
+            raise ValueError("more than one call")
+        positional = [_argument(argument) for argument in call.args]
+        named = {k.arg: _argument(k.value) for k in call.keywords if k.arg}
+    except Exception as error:  # a module of a dotted name may raise anything
         raise NetworkImportError(
             f"the arguments of {spec!r} cannot be read: {error}", remedy=remedy
         ) from error
@@ -120,7 +141,7 @@ def module_from(spec: str, folder: Path | None = None) -> nn.Module:
     """Return the module that "package.module:Class(arguments)" describes, in eval mode.
 
     This imports the named Python module, found in `folder` first, and so EXECUTES the code in it:
-    give only code that you would run yourself. Arguments are literals; they are not evaluated.
+    give only code that you would run yourself. Arguments are literals and dotted names.
     """
     match = _SPEC.fullmatch(spec.strip())
     if match is None:
