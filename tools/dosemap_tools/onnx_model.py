@@ -86,16 +86,38 @@ class _Writer:
     def resize(self, node: Json, inputs: list[str], attributes: Json) -> Json:
         sizes, scales = attributes.pop("sizes", None), attributes.pop("scales", None)
         if scales is not None and not all(_is_exact(s) for s in scales):
-            before = self.shapes_of([node["inputs"][0]])[0][2:]
-            after = [math.floor(n * s) for n, s in zip(before, scales, strict=True)]
-            single = np.array(before, np.float32) * np.array(scales, np.float32)
-            # Where float32 makes another size of it, in * scale is as good as an integer.
-            sizes = after if list(np.floor(single)) != after else None
+            sizes = self.sizes_for(inputs[0], scales)
+            named = [axis for axis in range(3) if sizes[axis]]
+            if 0 < len(named) < 3:  # those axes first, alone
+                inner = self.unused(f"{node['name']}.resized")
+                inputs.append("")
+                inputs += [
+                    "",
+                    self.constant(node, "sizes", np.array([sizes[i] for i in named], np.int64)),
+                ]
+                given = {**attributes, "axes": [_SPATIAL[axis] for axis in named]}
+                self.nodes.append(helper.make_node("Resize", inputs, [inner], inner, **given))
+                inputs[:] = [inner]
+                scales = [1.0 if sizes[axis] else scales[axis] for axis in range(3)]
+            sizes = sizes if len(named) == 3 else None
         if sizes is not None:
             inputs += ["", "", self.constant(node, "sizes", np.array(sizes, np.int64))]
         else:
             inputs += ["", self.constant(node, "scales", np.array(scales, np.float32))]
         return {**attributes, "axes": _SPATIAL}
+
+    def sizes_for(self, source: str, scales: list[float]) -> list[int]:
+        """Return the sizes of axes where scales in float32 would give others; 0 for the rest.
+
+        ONNX Runtime multiplies in float32, onnx in float64. Where one of them makes another size
+        of it, in * scale is an integer, and a size says the same.
+        """
+        result = []
+        for n, scale in zip(self.shapes_of([source])[0][2:], scales, strict=True):
+            single, after = np.float32(scale), math.floor(n * scale)
+            same = math.floor(np.float32(n) * single) == math.floor(n * float(single)) == after
+            result.append(0 if same else after)
+        return result
 
     def pool(self, node: Json, inputs: list[str], attributes: Json) -> Json:
         """Say ceil_mode by padding where ONNX counts windows that begin behind the input."""
