@@ -116,7 +116,6 @@ typedef struct graph {
     graph_port *inputs, *outputs;
     size_t total_stride[3];   /* z, y, x: a tile must be a multiple of it */
     bool per_tile_statistics; /* Instance- or GroupNormalization, GlobalAveragePool */
-    bool voxelwise;           /* every output has the inputs' spatial size */
 } graph;
 
 struct dm_model {

@@ -23,7 +23,7 @@ dm_status parse_attributes(graph_context *c, const json_t *attributes, graph_nod
  * output; resolves a Slice along channels. */
 dm_status node_channels(graph_context *c, graph_node *node, size_t *channels);
 
-/* graph_shapes.c: checks the training patch and fills total_stride, voxelwise and
+/* graph_shapes.c: checks the training patch and fills total_stride, which outputs are voxelwise, and
  * per_tile_statistics. */
 dm_status infer_shapes(graph_context *c);
 

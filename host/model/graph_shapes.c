@@ -235,11 +235,9 @@ dm_status infer_shapes(graph_context *c)
                              g->patch[0], g->patch[1], g->patch[2], reason);
         goto done;
     }
-    g->voxelwise = true;
     for (size_t i = 0; i < g->n_outputs; i++) {
         graph_port *port = &g->outputs[i];
         port->voxelwise = !memcmp(sizes[port->value], patch, sizeof patch);
-        g->voxelwise &= port->voxelwise;
     }
     for (size_t axis = 0; axis < 3; axis++) {
         size_t step = 1;

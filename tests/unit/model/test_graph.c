@@ -166,7 +166,7 @@ static void test_good_nodes(void **state)
         assert_string_equal(op_name(node->op), good[i].op);
         assert_int_equal(g->values[node->output].channels, good[i].channels);
         assert_int_equal(g->per_tile_statistics, good[i].per_tile);
-        assert_int_equal(g->voxelwise, good[i].size == 8);
+        assert_int_equal(g->outputs[0].voxelwise, good[i].size == 8);
         for (int axis = 0; axis < 3 && node->op != OP_SLICE; axis++)
             assert_int_equal(sizes[node->output][axis], good[i].size);
         seen[node->op] = true;
@@ -456,7 +456,7 @@ static void test_joined_sizes(void **state)
     weights_node(&w, "Mul", "o", "first b", "y", NULL);
     weights_output(&w, "y", 4);
     dm_model *model = expect_success(&w);
-    assert_true(model->graph.voxelwise);
+    assert_true(model->graph.outputs[0].voxelwise);
     assert_true(model->graph.per_tile_statistics);
     dm_model_free(model);
 }

@@ -262,7 +262,7 @@ static dm_model *hourglass(const char *axes, int patch, int levels, const char *
 static void check_stride(dm_model *model, bool voxelwise, size_t z, size_t y, size_t x)
 {
     const size_t expected[3] = {z, y, x};
-    assert_int_equal(model->graph.voxelwise, voxelwise);
+    assert_int_equal(model->graph.outputs[0].voxelwise, voxelwise);
     for (int i = 0; i < 3; i++)
         assert_int_equal(model->graph.total_stride[i], expected[i]);
     dm_model_free(model);

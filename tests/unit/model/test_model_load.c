@@ -102,7 +102,7 @@ static void test_everything_is_kept(void **state)
         assert_int_equal(t->step[i].kind, kinds[i]);
     assert_true(t->step[0].a == 0 && t->step[0].b == 40);
     assert_true(t->step[1].a == 0.5f && t->step[1].b == -1);
-    assert_true(g->voxelwise);
+    assert_true(g->outputs[0].voxelwise);
     assert_memory_equal(g->total_stride, ((size_t[]){1, 1, 1}), sizeof g->total_stride);
     dm_model_free(model);
     free(card);
@@ -488,7 +488,7 @@ static void test_shipped(void **state)
         for (size_t v = 0; v < model->graph.n_values; v++)
             parameters += model->graph.values[v].count;
         assert_int_equal(parameters, shipped[i].parameters);
-        assert_true(model->graph.voxelwise);
+        assert_true(model->graph.outputs[0].voxelwise);
         assert_false(model->graph.per_tile_statistics);
         assert_memory_equal(model->graph.total_stride, ((size_t[]){8, 8, 8}), 24);
         assert_memory_equal(model->graph.patch, ((size_t[]){32, 32, 32}), 24);
