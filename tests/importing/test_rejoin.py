@@ -309,6 +309,18 @@ def test_groups_in_steps(name, inside):
     assert kinds == {"InstanceNormalization" if groups == 4 else "GroupNormalization": 1}
 
 
+def test_group_of_a_channel_that_lost_its_axis():
+    body = """c = Gather <axis=1> (x, third) u = Unsqueeze (c, one) g = Reshape (u, flat)
+        n = InstanceNormalization <epsilon=1e-3> (g, ones, zeros) z = Reshape (n, shape)
+        a = Mul (z, w) y = Add (a, b)"""
+    model = written(
+        body, result=(1, 1, *SIZE), third=np.array(2), one=[1], flat=[1, 1, 90], w=0.5, b=0.1,
+        ones=np.ones(1), zeros=np.zeros(1), shape=[1, 1, *SIZE],
+    )  # fmt: skip
+    kinds, _ = rejoined(model)
+    assert kinds == {"Conv": 1, "InstanceNormalization": 1}
+
+
 def test_batch_norm_of_own_statistics():
     body = """g = Reshape (x, grouped) m = ReduceMean <keepdims=0> (g, axes)
         k = ReduceMean <keepdims=1> (g, axes) d = Sub (g, k) p = Mul (d, d)
@@ -760,6 +772,14 @@ def test_moves(name):
     body, constants, channels, result, expected = MOVED[name]
     kinds, _ = rejoined(written(body, channels=channels, result=(1, *result), **constants))
     assert kinds == expected
+
+
+def test_moves_behind_what_cannot_be_followed():
+    body = 'p = Pad <mode="reflect"> (x, pads) y = Tile (p, times)'
+    pads = [0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
+    model = written(body, pads=pads, times=[1, 2, 1, 1, 1], result=(1, 8, 7, 5, 5))
+    kinds, _ = rejoined(model)
+    assert kinds == {"Pad": 1, "Concat": 1}
 
 
 STAYS = {

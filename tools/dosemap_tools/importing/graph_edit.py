@@ -8,7 +8,7 @@ the end: whoever replaces a value leaves what made it to the last pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -89,15 +89,22 @@ def axes_of(node: ir.Node, rank: int) -> tuple[int, ...] | None:
     return tuple(sorted({int(a) % rank for a in axes}))
 
 
-def origin(value: ir.Value) -> ir.Value:
-    """Return the value that lies furthest behind `value` and has the same numbers in its order."""
+def same_numbers(value: ir.Value) -> Iterator[ir.Value]:
+    """Yield `value` and those behind it that have the same numbers in the same order."""
+    yield value
     node = value.producer()
     while node is not None and is_onnx(node) and node.op_type in RESHAPES | COPIES:
         source = node.inputs[0]
         if source is None or is_constant(source) or not is_float(source):
-            break
-        value, node = source, source.producer()
-    return value
+            return
+        yield source
+        node = source.producer()
+
+
+def five_axes(value: ir.Value) -> ir.Value:
+    """Return the first tensor (N, C, a, b, c) whose numbers `value` has, else `value`."""
+    found = [v for v in same_numbers(value) if len(shape_of(v) or ()) == 5]
+    return found[-1] if found else value
 
 
 def per_channel(array: np.ndarray, channels: int, rank: int = 5) -> np.ndarray | None:
@@ -215,7 +222,7 @@ def skip_reshapes(editor: Editor) -> None:
     for node in list(editor.graph):
         if is_onnx(node) and node.op_type in RESHAPES:
             value = node.outputs[0]
-            source = origin(value)
-            if source is not value and shape_of(source) == shape_of(value) is not None:
-                editor.replace(value, source)
+            same = [v for v in same_numbers(value) if shape_of(v) == shape_of(value) is not None]
+            if same and same[-1] is not value:
+                editor.replace(value, same[-1])
     editor.prune()

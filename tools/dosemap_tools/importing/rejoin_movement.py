@@ -163,8 +163,11 @@ _MOVES: dict[str, _Move] = {
 _INSIDE: dict[str, _Move] = {**_MOVES, "Slice": _slice, "Concat": _concat}
 
 
-def _source_of(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
-    """Return the 5-D tensor whose numbers `root` moves, and the nodes in between."""
+def _source_of(root: ir.Node, *, nearest: bool) -> tuple[ir.Value, list[ir.Node]] | None:
+    """Return the 5-D tensor whose numbers `root` moves, and the nodes in between.
+
+    nearest: the last such tensor, not the first.
+    """
     nodes: dict[int, ir.Node] = {}
     sources: dict[int, ir.Value] = {}
     waiting = [root]
@@ -176,7 +179,8 @@ def _source_of(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
                 continue
             maker = made_by(value, *_INSIDE)
             # Slices and concatenations of their own are left to the program.
-            if maker is not None and (maker.op_type in _MOVES or len(shape_of(value) or ()) != 5):
+            five = len(shape_of(value) or ()) == 5
+            if maker is not None and not (five and (nearest or maker.op_type not in _MOVES)):
                 if id(maker) not in nodes:
                     waiting.append(maker)
             else:
@@ -205,8 +209,12 @@ def _positions(source: ir.Value, nodes: list[ir.Node], whole: Shape) -> Position
 
 
 def _replace(editor: Editor, root: ir.Node) -> bool:
+    return any(_replace_chain(editor, root, nearest=nearest) for nearest in (False, True))
+
+
+def _replace_chain(editor: Editor, root: ir.Node, *, nearest: bool) -> bool:
     after = shape_of(root.outputs[0])
-    found = _source_of(root)
+    found = _source_of(root, nearest=nearest)
     if found is None or after is None or len(after) != 5:
         return False
     source, nodes = found
@@ -219,11 +227,20 @@ def _replace(editor: Editor, root: ir.Node) -> bool:
         positions = _positions(source, nodes, before)
     except (ValueError, IndexError, TypeError):  # a malformed node: lower.py says what it is
         return False
-    if positions is None:
+    if positions is None or not _stays_in_batch(positions, before):
         return False
     return any(
         rule(editor, root, source, positions)
         for rule in (_copied, _repeated, _picked, _spread, _gathered, _chosen)
+    )
+
+
+def _stays_in_batch(positions: Positions, shape: Shape) -> bool:
+    """Return whether each patch of the batch is made of its own numbers."""
+    size = math.prod(shape[1:])
+    return all(
+        bool(((patch == 0) | ((patch > n * size) & (patch <= (n + 1) * size))).all())
+        for n, patch in enumerate(positions)
     )
 
 

@@ -29,11 +29,11 @@ from dosemap_tools.importing.graph_edit import (
     axes_of,
     constant,
     elements,
+    five_axes,
     is_constant,
     is_float,
     is_onnx,
     only_reader,
-    origin,
     per_channel,
     shape_of,
     skip_reshapes,
@@ -87,7 +87,7 @@ def _rejoin_operator(editor: Editor, node: ir.Node) -> None:
     scale, bias = (constant(v) for v in (*node.inputs[1:3], None, None)[:2])
     rank = len(shape)
     if node.op_type == "InstanceNormalization":
-        if rank == 5 and origin(x) is x:
+        if rank == 5 and five_axes(x) is x:
             return
         groups = math.prod(shape[:2])
         affine = [None if a is None else a.reshape(-1, *[1] * (rank - 2)) for a in (scale, bias)]
@@ -119,7 +119,7 @@ def _normalise(
     groups: how many runs of consecutive numbers of x, over the whole batch, are normalised each by
     itself. affine: scale and bias as they meet x. made_of: the constants behind them.
     """
-    source, shape = origin(x), shape_of(x)
+    source, shape = five_axes(x), shape_of(x)
     whole = shape_of(source)
     if shape is None or whole is None or len(whole) != 5 or groups % whole[0]:
         return None
