@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random ONNX networks over what can be imported: the program computes what ONNX Runtime does.
+"""Random ONNX networks over what can be imported: the program computes what ONNX Runtime does, and
+what is exported of them does, too.
 
     python tests/importing/test_random_networks.py FIRST COUNT     # more of them, by hand
 
@@ -17,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / f) for f in ("support"
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is missing: nothing to compare with")
 
 import onnx
+from dosemap_tools import exporting
 from dosemap_tools.importing import onnx_file
 from dosemap_tools.importing.convert import convert
 from imported import ports, run_network, statement
@@ -189,6 +191,56 @@ class RandomNetwork:
             return self.same("Mul", [x, x])
         return self.with_constant(x, c)
 
+    def clipped(self, x):
+        kind = self.rng.integers(0, 5)
+        if kind == 0:
+            return self.same("HardSigmoid", [x], **({"alpha": 1 / 6} if self.flip() else {}))
+        if kind == 1:
+            return self.same("HardSwish", [x])
+        if kind == 2:
+            return self.same("Clip", [x, "", self.constant(0.5)])
+        return self.same("Clip", [x, self.constant(0.0), *[self.constant(1.0)][: kind - 3]])
+
+    def group_norm_written_out(self, x):
+        c, *n = self.shapes[x]
+        if np.prod(n) < 8:
+            return None
+        groups = int(self.rng.choice([g for g in range(1, c + 1) if c % g == 0]))
+        lines = self.node("Reshape", [x, self.integers([0, groups, -1])], ())
+        ones, zeros = self.constant(np.ones(groups)), self.constant(np.zeros(groups))
+        normal = self.node("InstanceNormalization", [lines, ones, zeros], (), epsilon=1e-2)
+        for name in (lines, normal):
+            del self.shapes[name]
+        shape = self.node("Shape", [x], ()) if self.flip() else self.integers([-1, c, *n])
+        self.shapes.pop(shape, None)
+        back = self.node("Reshape", [normal, shape], (c, *n))
+        scaled = self.same("Mul", [back, self.uniform(0.5, 1.5, c, 1, 1, 1)])
+        return self.same("Add", [scaled, self.normal(c, 1, 1, 1, scale=0.3)])
+
+    def several(self, x):
+        """Sum, Mean and powers."""
+        kind = self.rng.integers(0, 4)
+        if kind == 0:
+            return self.same("Mean", [x, self.same("Tanh", [x])])
+        if kind == 1:
+            return self.same("Sum", [x, self.same("Relu", [x]), self.same("Neg", [x])])
+        return self.same("Pow", [self.same("Tanh", [x]), self.constant(float(kind))])
+
+    def channels(self, x):
+        """Take channels, or take them several times."""
+        c, *n = self.shapes[x]
+        kind = self.rng.integers(0, 3)
+        if kind == 0:
+            repeats = [1, int(self.rng.integers(2, 4)), 1, 1, 1]
+            return self.node("Tile", [x, self.integers(repeats)], (c * repeats[1], *n))
+        if kind == 1:
+            first = int(self.rng.integers(0, c))
+            which = list(range(first, int(self.rng.integers(first + 1, c + 1))))
+            return self.node("Gather", [x, self.integers(which)], (len(which), *n), axis=1)
+        one = self.node("Gather", [x, self.integers(c - 1)], (), axis=1)
+        del self.shapes[one]
+        return self.node("Unsqueeze", [one, self.integers([1])], (1, *n))
+
     def with_constant(self, x, c):
         shape = [(), (1,), (c, 1, 1, 1), (1, c, 1, 1, 1), (1, 1, 1, 1, 1)][self.rng.integers(0, 5)]
         op = ["Add", "Mul", "Sub"][self.rng.integers(0, 3)]
@@ -320,7 +372,8 @@ class RandomNetwork:
         layers = [
             self.conv, self.conv, self.same_conv, self.same_conv, self.transposed, self.norm,
             self.norm, self.pointwise, self.pointwise, self.pool, self.resize, self.pad,
-            self.slice, self.gate, self.split, self.join, self.join,
+            self.slice, self.gate, self.split, self.join, self.join, self.clipped,
+            self.group_norm_written_out, self.several, self.channels,
         ]  # fmt: skip
         x = self.inputs[0]
         for other in self.inputs[1:]:
@@ -369,7 +422,7 @@ class RandomNetwork:
 
 
 def deviations(seed, folder):
-    """Return the relative L2 deviation of each output, with its shape."""
+    """Return the relative L2 deviation of each output, imported and exported again."""
     network = RandomNetwork(seed)
     path = folder / "random.onnx"
     path.write_bytes(network.model().SerializeToString())
@@ -383,11 +436,13 @@ def deviations(seed, folder):
     made = [network.shapes[name][0] for name in network.outputs]
     stated = statement(network.size, ports("in", *channels), ports("out", *made), axes)
     found = run_network(convert(onnx_file.load(path), stated, str(path)), inputs, folder)
+    exporting.export(folder / "net.safetensors", folder / "again.onnx")
+    again = onnx_file.OnnxOriginal(folder / "again.onnx").run(inputs)
     for values, name in zip(expected, network.outputs, strict=True):
         assert values.shape[1:] == network.shapes[name], "the generator has the shape wrong"
     return [
         relative_l2(a, b) if b.any() else float(np.abs(a).max())
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip([*found, *again], [*expected, *expected], strict=True)
     ]
 
 
