@@ -356,8 +356,10 @@ static void test_cases()
                 if (type == ELEMENT_F32 || i == 1)
                     run_case(c, type, batches[i], i == 1 ? 3 : 1, 1);
         for (size_t channels = 2; channels <= DEVICE_MAX_CHANNELS; channels++)
-            for (element_type type : types)
-                run_case(c, type, batches[channels - 1], type == ELEMENT_F32 ? 1 : 3, channels);
+            run_case(c, ELEMENT_F32, batches[2], 1, channels);
+        run_case(c, ELEMENT_BF16, batches[3], 1, 2);
+        run_case(c, ELEMENT_F16, batches[3], 3, 3);
+        run_case(c, ELEMENT_BF16, batches[3], 3, 4);
         check_maxima(c, false, 1);
         check_maxima(c, true, 1);
         check_maxima(c, true, 2);
@@ -465,9 +467,9 @@ static void test_refusals()
 
 int main()
 {
-    return run_in_all_orders({{"orientations", test_orientations},
-                              {"cases", test_cases},
-                              {"source box", test_source_box},
+    return run_in_all_orders({{"refusals", test_refusals},
                               {"faults", test_faults},
-                              {"refusals", test_refusals}});
+                              {"orientations", test_orientations},
+                              {"cases", test_cases},
+                              {"source box", test_source_box}});
 }
