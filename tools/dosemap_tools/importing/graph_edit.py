@@ -8,7 +8,7 @@ the end: whoever replaces a value leaves what made it to the last pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -199,17 +199,38 @@ class Editor:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         if was_output:
             old.name, new.name = self.unique(f"{old.name}.before"), old.name
+        self.prune(old)
 
-    def prune(self) -> None:
-        """Remove the nodes that nothing needs."""
-        for node in reversed(list(self.graph)):
+    def prune(self, value: ir.Value) -> None:
+        """Remove the nodes behind a value that nothing needs."""
+        waiting = [value.producer()]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node.graph is None:
+                continue
             if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                waiting += [v.producer() for v in node.inputs if v is not None]
                 self.graph.remove(node, safe=True)
 
     def finish(self) -> list[str]:
         """Return what was done, most frequent first."""
         done = sorted(self.counts.items(), key=lambda item: -item[1])
         return [f"{what}: {count}" for what, count in done] + self.remarks
+
+
+def in_order(root: ir.Node, among: Container[int]) -> list[ir.Node]:
+    """Return the nodes behind `root`, and itself, whose ids are in `among`: inputs first."""
+    order: dict[int, ir.Node] = {}
+    waiting = [root]
+    while waiting:
+        node = waiting[-1]
+        makers = [v.producer() for v in node.inputs if v is not None]
+        left = [m for m in makers if m is not None and id(m) in among and id(m) not in order]
+        if left and id(node) not in order:
+            waiting += left
+        else:
+            order.setdefault(id(node), waiting.pop())
+    return list(order.values())
 
 
 def elements(shape: Iterable[int]) -> int:
@@ -220,9 +241,8 @@ def elements(shape: Iterable[int]) -> int:
 def skip_reshapes(editor: Editor) -> None:
     """Let what reads a tensor that was reshaped and reshaped back read the tensor itself."""
     for node in list(editor.graph):
-        if is_onnx(node) and node.op_type in RESHAPES:
+        if node.graph is not None and is_onnx(node) and node.op_type in RESHAPES:
             value = node.outputs[0]
             same = [v for v in same_numbers(value) if shape_of(v) == shape_of(value) is not None]
             if same and same[-1] is not value:
                 editor.replace(value, same[-1])
-    editor.prune()

@@ -22,6 +22,7 @@ from dosemap_tools.importing.graph_edit import (
     Editor,
     constant,
     elements,
+    in_order,
     is_constant,
     is_float,
     is_onnx,
@@ -58,7 +59,6 @@ def rejoin_activations(editor: Editor) -> None:
             continue
         for region in _regions(root):
             if _replace(editor, region):
-                editor.prune()
                 break
 
 
@@ -136,9 +136,7 @@ def _region(root: ir.Node, x: ir.Value) -> _Region | None:
             if producer is None:
                 return None
             waiting.append(producer)
-    if root.graph is None:
-        return None
-    order = [node for node in root.graph if id(node) in nodes]
+    order = in_order(root, nodes)
     # Steps that the program has are left as they are unless one operator stands for many of them.
     if all(map(_is_plain, order)) and len(order) < 5:
         return None

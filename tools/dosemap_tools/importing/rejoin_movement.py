@@ -21,6 +21,7 @@ from dosemap_tools.importing.graph_edit import (
     attribute,
     constant,
     elements,
+    in_order,
     is_constant,
     is_onnx,
     made_by,
@@ -40,11 +41,9 @@ def rejoin_movement(editor: Editor) -> None:
     for node in list(editor.graph):
         if is_onnx(node) and node.op_type == "Expand":
             _let_broadcast(editor, node)
-    editor.prune()
     for node in reversed(list(editor.graph)):
-        known = node.graph is not None and is_onnx(node) and node.op_type in _MOVES
-        if known and _replace(editor, node):
-            editor.prune()
+        if node.graph is not None and is_onnx(node) and node.op_type in _MOVES:
+            _replace(editor, node)
 
 
 def _let_broadcast(editor: Editor, node: ir.Node) -> None:
@@ -63,6 +62,7 @@ def _let_broadcast(editor: Editor, node: ir.Node) -> None:
         if other is not value and shape_of(other) == full:
             reader.replace_input_with(use.idx, source)
             editor.count("Expand left to broadcasting")
+    editor.prune(value)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def _source_of(root: ir.Node, *, nearest: bool) -> tuple[ir.Value, list[ir.Node]
                     waiting.append(maker)
             else:
                 sources[id(value)] = value
-    if len(sources) != 1 or root.graph is None:
+    if len(sources) != 1:
         return None
-    return next(iter(sources.values())), [n for n in root.graph if id(n) in nodes]
+    return next(iter(sources.values())), in_order(root, nodes)
 
 
 def _positions(source: ir.Value, nodes: list[ir.Node], whole: Shape) -> Positions | None:

@@ -61,16 +61,14 @@ def rejoin_norms(editor: Editor) -> None:
         if node.op_type in ("ReduceMean", "ReduceSum", "GlobalAveragePool") and is_onnx(node):
             # Again, for another normalisation of the same tensor.
             while node.graph is not None and _Algebra(editor, node).rejoin():
-                editor.prune()
+                pass
     for node in list(editor.graph):
         if is_onnx(node) and node.op_type in ("InstanceNormalization", "LayerNormalization"):
             _rejoin_operator(editor, node)
-    editor.prune()
     skip_reshapes(editor)
     for node in list(editor.graph):
         if is_onnx(node) and node.op_type in ("InstanceNormalization", "GroupNormalization"):
             _fold_affine(editor, node)
-    editor.prune()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -275,17 +273,17 @@ class _Algebra:
     def _follow(self, x: ir.Value) -> None:
         """Express what is computed from x as far as it goes."""
         self.values[x] = _Term({_X: np.ones(())}, "full")
-        waiting = {id(use.node): use.node for use in x.uses()}
-        reached = set(waiting)
-        for node in list(self.editor.graph):
-            if id(node) not in reached or not node.outputs:
+        waiting = [use.node for use in x.uses()]
+        while waiting:  # a node comes again with each operand that gets known
+            node = waiting.pop(0)
+            if not is_onnx(node) or node.outputs[0] in self.values:
                 continue
-            term = self._term_of(node) if is_onnx(node) else None
+            term = self._term_of(node)
             if term is None or len(term.terms) > _MAX_TERMS:
                 continue
             self.values[node.outputs[0]] = term
             self.order.append(node.outputs[0])
-            reached.update(id(use.node) for use in node.outputs[0].uses())
+            waiting += [use.node for use in node.outputs[0].uses()]
 
     def _row(self) -> list[ir.Value]:
         """Return the values that are x normalised, each but the last read by the next alone."""

@@ -27,7 +27,7 @@ _KINDS = ("ReduceMean", "ReduceSum", "ReduceMax")
 def rejoin_pools(editor: Editor) -> None:
     """Replace reductions of tensors (N, C, a, b, c) by pools and convolutions."""
     for node in list(editor.graph):
-        if not is_onnx(node) or node.op_type not in _KINDS:
+        if node.graph is None or not is_onnx(node) or node.op_type not in _KINDS:
             continue
         x = node.inputs[0]
         shape = shape_of(x)
@@ -47,7 +47,6 @@ def rejoin_pools(editor: Editor) -> None:
         if made is not None:
             _put(editor, last, made)
             editor.count(f"{node.op_type} as {made.producer().op_type}")  # type: ignore[union-attr]
-    editor.prune()
 
 
 def _whole_reduction(node: ir.Node) -> tuple[ir.Node, set[int]]:

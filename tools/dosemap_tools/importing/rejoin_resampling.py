@@ -17,6 +17,7 @@ from dosemap_tools.importing.graph_edit import (
     Shape,
     attribute,
     constant,
+    in_order,
     is_constant,
     is_float,
     is_onnx,
@@ -108,8 +109,8 @@ def rejoin_interpolation(editor: Editor) -> None:
         if root.graph is None or not is_onnx(root) or root.op_type != "Add":
             continue
         found = _region(root)
-        if found is not None and _replace(editor, root, *found):
-            editor.prune()
+        if found is not None:
+            _replace(editor, root, *found)
 
 
 def _region(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
@@ -130,9 +131,7 @@ def _region(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
                 waiting.append(maker)
     if len(sources) != 1 or not any(n.op_type in _CHOOSING for n in nodes.values()):
         return None
-    source = next(iter(sources.values()))
-    # The source itself may be a sum: the region begins where voxels are first chosen.
-    return source, [n for n in root.graph or () if id(n) in nodes]
+    return next(iter(sources.values())), in_order(root, nodes)
 
 
 def _operands(node: ir.Node) -> Iterator[ir.Value]:
