@@ -546,6 +546,27 @@ def test_original(tmp_path, monkeypatch, batch, runtime):
     assert original.output_names == ["y"]
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_original_behind_a_link(tmp_path, beside):
+    """As in a cache of downloads: the name is a link to a file of another folder."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "names").mkdir()
+    (tmp_path / "blobs").mkdir()
+    model = make_model()
+    if beside:
+        model, _ = with_external(tmp_path, data=tmp_path / "names" / "m.data")
+        gain = numpy_helper.from_array(np.full((4, 6, 7, 5), 2, np.float32), "gain")
+        model.graph.initializer.append(gain)
+        model.graph.node[1].output[0] = "r"
+        model.graph.node.append(helper.make_node("Mul", ["r", "gain"], ["y"]))
+    path = tmp_path / "names" / "m.onnx"
+    path.symlink_to(save(tmp_path / "blobs", model, "0123"))
+    values = RNG.normal(size=(2, *SHAPE[1:])).astype(np.float32)
+    (result,) = onnx_file.OnnxOriginal(path).run([values])
+    expected = expected_of(path, values) * (2 if beside else 1)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_original_in_float16(tmp_path):
     pytest.importorskip("onnxruntime")
     weights = tensors({k: v.astype(np.float16) for k, v in conv_weights().items()})

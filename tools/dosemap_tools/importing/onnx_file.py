@@ -319,21 +319,30 @@ class _Reader:
             raise self.fail(f"has its data in {location!r}, which is not there", remedy, where)
         return path
 
-    def put_back(self, proto: onnx.ModelProto) -> None:
-        """Let big tensors be found in the file again: weights stay in it, others are put back."""
-        for tensor in proto.graph.initializer:
+    def put_back(self, proto: onnx.ModelProto) -> Path:
+        """Let big tensors be found in the file again: weights stay in it, others are put back.
+
+        Returns the folder in which locations are meant. ONNX Runtime opens nothing outside it:
+        where the file is a link to another folder and has data beside the link, all is put back.
+        """
+        entries = [e for t in _all_tensors(proto) for e in t.external_data if e.key == "location"]
+        beside = any(entry.value for entry in entries)
+        own = self.path.resolve()
+        folder = self.path.parent.resolve() if beside else own.parent
+        for tensor in proto.graph.initializer if own.parent == folder else ():
             for entry in list(tensor.external_data):
                 if entry.key == "location" and not entry.value:
-                    entry.value = self.path.name
+                    entry.value = own.name
                 elif entry.key == "field":
                     tensor.external_data.remove(entry)
         for tensor in _all_tensors(proto):
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            if entries.get("location") == "":
-                begin = int(entries["offset"])
-                tensor.raw_data = self.mapped(self.path)[begin : begin + int(entries["length"])]
+            told = {entry.key: entry.value for entry in tensor.external_data}
+            if told.get("location") == "":
+                begin = int(told["offset"])
+                tensor.raw_data = self.mapped(self.path)[begin : begin + int(told["length"])]
                 tensor.ClearField("data_location")
                 del tensor.external_data[:]
+        return folder
 
     # Names ---------------------------------------------------------------------------------------
     def check_rules(self, proto: onnx.ModelProto) -> None:
@@ -514,9 +523,7 @@ class OnnxOriginal:
         if has_norms(model):
             make_exact(model)
             self.description += ", its normalisations in float64"
-        reader.put_back(model)
-        folder = os.path.dirname(os.path.abspath(self._path))
-        options.add_session_config_entry(_FOLDER_ENTRY, folder)
+        options.add_session_config_entry(_FOLDER_ENTRY, str(reader.put_back(model)))
         return model.SerializeToString()
 
     def _open_reference(self) -> None:
