@@ -213,7 +213,7 @@ def changed(**changes):
         (changed(**{"2.bias": torch.zeros(1, dtype=torch.complex64)}), ["ComplexFloatStorage"]),
         (changed(**{"0.weight": torch.zeros(1).expand(4, 1, 3, 3, 3)}), ["claims 108 elements"]),
         ([1, 2], ["holds no state dict", "torch.save"]),
-        ({"best": np.float64(3.0)} | STATE, ["numpy", "any code", "model.state_dict()"]),
+        ({"best": np.zeros(3)} | STATE, ["numpy", "any code", "model.state_dict()"]),
         (network(), ["Sequential", "any code", "safetensors"]),
     ],
 )
@@ -221,6 +221,48 @@ def test_refuses(tmp_path, state, words):
     torch.save(state, tmp_path / "net.pt")
     message = refusal(tmp_path / "net.pt")
     assert all(word in message for word in words), message
+
+
+NUMBERS = [np.float32(0.5), np.float64(3), np.int64(-7), np.uint8(200), np.bool_(True)]
+
+
+def test_numbers_of_numpy(tmp_path):
+    """As nnU-Net keeps them beside its weights."""
+    state = {"network_weights": STATE, "logging": {"dice": NUMBERS}, "_best_ema": NUMBERS[1]}
+    torch.save(state, tmp_path / "checkpoint_final.pth")
+    found, _ = read(tmp_path / "checkpoint_final.pth")
+    assert_is(found, {name: t for name, t in STATE.items() if name in found})
+    assert found.keys() >= {"0.weight", "1.running_var", "2.bias"}
+
+
+class Calls:
+    """A call of a function of numpy that its numbers need, with other arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+SCALAR = np.float64(0).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        Calls(SCALAR, np.dtype("f8"), b"short"),
+        Calls(SCALAR, np.dtype("O"), b"12345678"),
+        Calls(SCALAR, np.dtype("V1000"), b"0" * 1000),
+        Calls(np.dtype, "f8,f8"),
+        Calls(np.dtype, [("a", "f8")]),
+        Calls(np.dtype, "f8", False, True, {"a": 1}),
+    ],
+)
+def test_refuses_what_is_no_number(tmp_path, hostile):
+    torch.save(STATE | {"a": hostile}, tmp_path / "net.pt")
+    message = refusal(tmp_path / "net.pt")
+    assert "numpy" in message or "dtype" in message, message
 
 
 class Runs:

@@ -122,13 +122,17 @@ def _torch_content(path: Path) -> Any:  # noqa: ANN401
         raise NetworkImportError("it is an exported program", where=str(path), remedy=remedy)
     if "byteorder" in names and archive.read("byteorder", 16) != b"little":
         raise NetworkImportError("its numbers are big-endian", where=str(path), remedy=_RESAVE)
-    from dosemap_tools.importing.pickle_check import check_pickle
+    from dosemap_tools.importing.pickle_check import NUMPY_DTYPES, NUMPY_SCALAR, check_pickle
 
     check_pickle(archive)
     import torch
 
+    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
+    numbers = [(scalar, name) for name in NUMPY_SCALAR]
+    numbers += [(np.dtype, "numpy.dtype"), *(type(np.dtype(name)) for name in NUMPY_DTYPES)]
     try:
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(numbers):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # its reader raises many kinds
         lines = str(error).strip().splitlines() or [repr(error)]
         raise NetworkImportError(

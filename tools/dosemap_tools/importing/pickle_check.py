@@ -33,7 +33,14 @@ _STORAGES = {
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _DICTS = ("collections.OrderedDict", "collections.Counter")
 _PLAIN = ("torch.Size", "torch.device")
-_KNOWN = frozenset((*_STORAGES, _TENSOR, _PARAMETER, *_DICTS, *_PLAIN))
+# Numbers of numpy, which nnU-Net keeps beside the weights: scalar(dtype(name), bytes).
+NUMPY_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMPY_DTYPES = {"b1": 1} | {f"{kind}{n}": n for kind in "iu" for n in (1, 2, 4, 8)}
+NUMPY_DTYPES |= {"f2": 2, "f4": 4, "f8": 8}
+_DTYPE, _ENCODE = "numpy.dtype", "_codecs.encode"
+_KNOWN = frozenset(
+    (*_STORAGES, _TENSOR, _PARAMETER, *_DICTS, *_PLAIN, *NUMPY_SCALAR, _DTYPE, _ENCODE)
+)
 _DTYPES = frozenset(
     ["torch.float16", "torch.float32", "torch.float64", "torch.bfloat16", "torch.int64"]
 )
@@ -63,6 +70,20 @@ class _Storage:
 
     def __init__(self, elements: int) -> None:
         self.elements = elements
+
+
+class _Dtype:
+    """A type of numpy's numbers, and how many bytes one has."""
+
+    def __init__(self, item_bytes: int) -> None:
+        self.item_bytes = item_bytes
+
+
+class _Bytes:
+    """Bytes of a number, told as text."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
 
 
 class _Mark:
@@ -191,8 +212,12 @@ class _Walk:
             self.stack[-1][key] = value
 
     def build(self) -> None:
-        """Let attributes be given to dicts, as state_dict() gives its versions."""
+        """Let attributes be given to dicts, as state_dict() gives its versions, and to dtypes."""
         state = self.stack.pop()
+        if isinstance(self.stack[-1], _Dtype):
+            if state not in ((3, order, None, None, None, -1, -1, 0) for order in "<|"):
+                raise _Damage("a dtype that is not one of plain numbers")
+            return
         if type(self.stack[-1]) is not dict or type(state) is not dict:
             raise _Damage("attributes are set on what is no dict")
 
@@ -232,8 +257,23 @@ class _Walk:
             self.update([item for key, value in flat for item in (key, value)])
         elif function.name in _PLAIN:
             self.stack.append(arguments)
+        elif function.name in (*NUMPY_SCALAR, _DTYPE, _ENCODE):
+            self.stack.append(self.number(function.name, arguments))
         else:
             raise _Damage(f"a call of {function.name}")
+
+    def number(self, function: str, arguments: tuple[Any, ...]) -> _Dtype | _Bytes | None:
+        """Follow the calls that make a number of numpy's."""
+        if function == _DTYPE and len(arguments) == 3 and arguments[0] in NUMPY_DTYPES:
+            return _Dtype(NUMPY_DTYPES[arguments[0]])
+        if function == _ENCODE and type(arguments[0]) is str and arguments[1:] == ("latin1",):
+            return _Bytes(len(arguments[0]))
+        if function in NUMPY_SCALAR:
+            dtype, value = arguments
+            told = isinstance(dtype, _Dtype) and isinstance(value, _Bytes)
+            if told and dtype.item_bytes == value.count:
+                return None
+        raise _Damage(f"a call of {function} for something other than a number")
 
     def tensor(self, arguments: tuple[Any, ...]) -> _Storage:
         """Check that a tensor lies in its storage and repeats nothing of it."""
