@@ -42,6 +42,7 @@ _OTHERS = {
 }
 _ELEMENTWISE = _PLAIN | _OTHERS
 _MAX_NODES = 24  # of one activation
+_MAX_IN_VAIN = 4000  # different regions that are no activation: no network of people has as many
 _TOLERANCE = 5e-7  # float32 constants in it are rounded
 _FAR = 80.0  # exp of more is not a float32
 
@@ -51,6 +52,7 @@ Emit = Callable[["_Writer"], ir.Value]
 def rejoin_activations(editor: Editor) -> None:
     """Put activations of weights/FORMAT.md in the place of all their spellings."""
     roots = [n for n in editor.graph if is_onnx(n) and n.op_type in _ELEMENTWISE]
+    in_vain: set[tuple] = set()
     for root in reversed(roots):
         if root.graph is None or not is_float(root.outputs[0]):
             continue
@@ -58,8 +60,12 @@ def rejoin_activations(editor: Editor) -> None:
         if not value.uses() and not value.is_graph_output():
             continue
         for region in _regions(root):
+            key = region.key()
+            if key in in_vain or len(in_vain) >= _MAX_IN_VAIN:
+                continue
             if _replace(editor, region):
                 break
+            in_vain.add(key)
 
 
 @dataclass
@@ -69,6 +75,23 @@ class _Region:
     x: ir.Value
     root: ir.Node
     nodes: list[ir.Node]
+
+    def key(self) -> tuple:
+        """Return what regions have in common that are the same function."""
+        numbers: dict[ir.Value, object] = {self.x: "x"}
+        rows: list[tuple] = []
+        for node in self.nodes:
+            operands = []
+            for value in node.inputs:
+                if value is not None and value not in numbers:
+                    array = constant(value)
+                    small = array is not None and array.size == 1
+                    numbers[value] = float(array.reshape(())) if small else id(value)  # type: ignore[union-attr]
+                operands.append(None if value is None else numbers[value])
+            numbers[node.outputs[0]] = f"node {len(rows)}"
+            settings = tuple((a.name, str(a.value)) for a in node.attributes.values())
+            rows.append((node.op_type, settings, *operands))
+        return (shape_of(self.x), *rows)
 
 
 def _cast(node: ir.Node) -> str | None:
