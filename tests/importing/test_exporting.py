@@ -2,6 +2,10 @@
 """What dosemap-export writes computes what the weights file does, and leads back to it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -371,6 +375,40 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, source, capsys, monkeyp
     assert "No space left" in fails(capsys, source, "-o", tmp_path / out)
     assert (tmp_path / out).read_text() == "old"
     assert {p.name for p in tmp_path.iterdir()} == {"m.safetensors", out}
+
+
+def command(*arguments, **options):
+    """Start the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dosemap_tools.exporting", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_nobody_reads_what_is_said(tmp_path, source):
+    read, write_end = os.pipe()
+    os.close(read)
+    process = command(source, "-o", tmp_path / "out.onnx", stdout=write_end)
+    os.close(write_end)
+    assert process.communicate(timeout=120) == (None, "")
+    assert process.returncode == 0
+    onnx.checker.check_model(tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_nothing(tmp_path, source, monkeypatch, number):
+    def stopped(*_):
+        assert len(list(tmp_path.iterdir())) == 2  # what is written so far has another name
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(exporting.os, "fsync", stopped)
+    with pytest.raises(SystemExit) as caught:
+        exporting.main([str(source), "-o", str(tmp_path / "out.onnx")])
+    assert caught.value.code == 128 + number
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 def test_what_is_said_and_how_the_files_are(tmp_path, source, capsys):

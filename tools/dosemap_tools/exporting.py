@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dosemap_tools import weights_file
+from dosemap_tools.stopping import clean_stop, say
 
 Json = dict[str, Any]
 
@@ -218,14 +219,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        lines = export(options.model, options.output, options.format, options.dtype)
+        with clean_stop():
+            lines = export(options.model, options.output, options.format, options.dtype)
     except ImportError as error:
         print(f"dosemap-export: {error}; install it: pip install {error.name}", file=sys.stderr)
         return 1
     except (ExportError, weights_file.WeightsFileError, OSError) as error:
         print(f"dosemap-export: {error}", file=sys.stderr)
         return 1
-    print("\n".join(lines))
+    say("\n".join(lines))
     return 0
 
 

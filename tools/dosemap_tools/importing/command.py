@@ -4,26 +4,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import os
 import platform
-import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from dosemap_tools import __version__, weights_file
 from dosemap_tools.importing import card, proof
 from dosemap_tools.importing.network import Json, Network, NetworkImportError
 from dosemap_tools.importing.ports import PORT_FORM, STEP_FORM, UsageError
 from dosemap_tools.importing.sources import Source, StateSource, open_source
+from dosemap_tools.stopping import clean_stop, say
 
 DONE, FAILED, USAGE = 0, 1, 2
 _SUFFIXES = (".safetensors.zst", ".safetensors")
@@ -272,27 +268,11 @@ def _fail(message: object, status: int) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _clean_stop() -> Iterator[None]:
-    """Let signals end the import as errors do, which leaves nothing behind."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failed, 2 wrong use."""
     options = _parser().parse_args(arguments)
     try:
-        with _clean_stop():
+        with clean_stop():
             result = _run(options)
     except UsageError as error:
         return _fail(f"{error}\nTry 'dosemap-import --help'.", USAGE)
@@ -312,9 +292,9 @@ def main(arguments: list[str] | None = None) -> int:
         text = f"{options.source}: cannot be imported: {type(error).__name__}: {error}"
         return _fail(f"{text}\n$DOSEMAP_TRACEBACK=1 shows where.", FAILED)
     if options.json:
-        print(json.dumps(result, indent=2))
+        say(json.dumps(result, indent=2))
     elif not options.quiet:
-        print("\n".join(_report(result)))
+        say("\n".join(_report(result)))
     return DONE
 
 
