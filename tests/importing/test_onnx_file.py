@@ -163,6 +163,11 @@ def test_weights_that_are_inputs_too(tmp_path):
     assert [name for name, *_ in inputs] == ["x"]
 
 
+def test_sizes_of_minus_one_are_open(tmp_path):
+    inputs, _ = onnx_file.describe(onnx_file.load(save(tmp_path, make_model(batch=-1))))
+    assert inputs == [("x", (None, *SHAPE[1:]), "FLOAT")]
+
+
 def test_outputs_without_shape(tmp_path):
     model = make_model()
     model.graph.output[0].type.tensor_type.ClearField("shape")
@@ -528,7 +533,7 @@ def expected_of(path, values):
     return np.maximum(result + weights["b"][:, None, None, None], 0)
 
 
-@pytest.mark.parametrize("batch", ["N", 1, 2])
+@pytest.mark.parametrize("batch", ["N", 1, 2, -1])
 @pytest.mark.parametrize("runtime", [True, False])
 def test_original(tmp_path, monkeypatch, batch, runtime):
     if runtime:

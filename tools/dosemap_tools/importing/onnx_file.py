@@ -387,6 +387,7 @@ class _Reader:
         self.check_nodes(proto)
         self.check_tensors(proto)
         self.check_rules(proto)
+        _open_sizes(proto)
         try:
             model = serde.deserialize_model(proto)
         except Exception as error:
@@ -405,6 +406,15 @@ class _Reader:
             if value.name in model.graph.initializers:
                 model.graph.inputs.remove(value)
         return model
+
+
+def _open_sizes(proto: onnx.ModelProto) -> None:
+    """Let sizes be open that some exporters write as -1."""
+    for graph in _all_graphs(proto):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for size in value.type.tensor_type.shape.dim:
+                if size.dim_value < 0:
+                    size.ClearField("dim_value")
 
 
 def _replace_external(node: ir.Node, view: Callable[[ir.ExternalTensor], ir.Tensor]) -> None:
