@@ -125,6 +125,7 @@ ZOO = {
     "UNet-mish": Case(
         lambda: unet(1, 1, (4, 6), (2,), kernel_size=5, up_kernel_size=3, act="mish", dropout=0.2),
         also=("decomposed",),
+        skip=("onnx",),
     ),
     "UNet-gelu": Case(
         lambda: unet(1, 1, (4, 6, 8), (2, 2), act="gelu", norm=None, num_res_units=1),
@@ -134,10 +135,11 @@ ZOO = {
         lambda: nets.BasicUNet(3, 2, 1, FEATURES, upsample="nontrainable", act="relu"),
         channels=2,
         size=DEEP,
-        also=("decomposed",),
     ),
     "BasicUNet-shuffled": Case(
-        lambda: nets.BasicUNet(3, 1, 1, (4, 8, 8, 8, 8, 4), upsample="pixelshuffle"), size=DEEP
+        lambda: nets.BasicUNet(3, 1, 1, (4, 8, 8, 8, 8, 4), upsample="pixelshuffle"),
+        size=DEEP,
+        skip=("onnx",),
     ),
     "AttentionUnet": Case(
         lambda: nets.AttentionUnet(3, 1, 2, (4, 6, 9), (2, 2)), also=("script", "decomposed")
@@ -214,13 +216,13 @@ ZOO = {
     ),
     "ResidualEncoderUNet": Case(
         lambda: nnunet("ResidualEncoderUNet", input_channels=1, num_classes=1),
-        also=("script", "decomposed"),
+        also=("script",),
     ),
     "ResidualEncoderUNet-supervised": Case(
         lambda: nnunet("ResidualEncoderUNet", True, input_channels=1, num_classes=3)
     ),
     "pix2pix": Case(lambda: Pix2Pix(2, 2), channels=2, also=("script", "decomposed", "spatial")),
-    "pix2pix-instance": Case(lambda: Pix2Pix(norm=nn.InstanceNorm3d)),
+    "pix2pix-instance": Case(lambda: Pix2Pix(norm=nn.InstanceNorm3d), skip=("onnx",)),
     "DoseGAN-5": Case(five_levels, size=DEEP, also=("script", "decomposed")),
     "ChannelAttention": Case(ChannelAttention, channels=2, also=("script", "decomposed")),
     "dosegan": Case(lambda: network_module("dosegan"), size=(8, 24, 16)),
