@@ -126,7 +126,7 @@ gather_result gather_window(const gather *g, size_t w, float *scratch, void *inp
 {
     const predict_job *job = g->job;
     const size_t *tile = job->tiling->tile, voxels = tile[0] * tile[1] * tile[2];
-    window_box box;
+    window_box box = {0};
     tiling_inside(job->tiling, w, box.start, box.size, box.at);
     box.voxels = box.size[0] * box.size[1] * box.size[2];
     /* First the PET, which may tell that the others are not needed. */
