@@ -69,20 +69,26 @@ static int forward(const forward_args *args, const char *model_path, const char 
     return status == DM_OK ? EXIT_DONE : EXIT_FAILED;
 }
 
+static int check_arguments(const forward_args *args, const string_list *files)
+{
+    if (files->count != 2)
+        return usage_error(&command_forward,
+                           "a weights file and a file of patches are wanted, not %zu files",
+                           files->count);
+    if (!args->output)
+        return usage_error(&command_forward, "where to? -o OUT.safetensors");
+    if (!strcmp(args->output, files->items[0]) || !strcmp(args->output, files->items[1]))
+        return usage_error(&command_forward, "-o %s would overwrite an input", args->output);
+    return -1;
+}
+
 static int run(int argc, char **argv)
 {
     forward_args args = {0};
     string_list files = {0};
     int status = options_parse(&command_forward, argc, argv, &args, &files);
-    if (status < 0 && files.count != 2)
-        status = usage_error(&command_forward,
-                             "a weights file and a file of patches are wanted, not %zu files",
-                             files.count);
-    if (status < 0 && !args.output)
-        status = usage_error(&command_forward, "where to? -o OUT.safetensors");
-    if (status < 0 &&
-        (!strcmp(args.output, files.items[0]) || !strcmp(args.output, files.items[1])))
-        status = usage_error(&command_forward, "-o %s would overwrite an input", args.output);
+    if (status < 0)
+        status = check_arguments(&args, &files);
     if (status < 0)
         status = forward(&args, files.items[0], files.items[1]);
     free(files.items);

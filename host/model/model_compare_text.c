@@ -39,8 +39,8 @@ static bool print_changes(FILE *out, const json_t *list, const char *key)
     {
         const char *what = string(item, "what");
         fprintf(out, "%s%s%s\n", string(item, key), what ? ": " : "", what ? what : "");
-        complete &= print_side(out, "a", json_object_get(item, "a")) &
-                    print_side(out, "b", json_object_get(item, "b"));
+        complete &= print_side(out, "a", json_object_get(item, "a"));
+        complete &= print_side(out, "b", json_object_get(item, "b"));
     }
     return complete;
 }
@@ -156,7 +156,8 @@ static bool print_report(FILE *out, const json_t *report)
     print_names(out, "only in a", json_object_get(weights, "only_a"));
     print_names(out, "only in b", json_object_get(weights, "only_b"));
     complete &= print_weights(out, json_object_get(weights, "differ"));
-    return complete & print_section(out, report, "provenance", "Provenance");
+    complete &= print_section(out, report, "provenance", "Provenance");
+    return complete;
 }
 
 dm_status comparison_text(const json_t *report, char **text, dm_error *err)

@@ -10,7 +10,9 @@
 #include "predict/cuda/device_check.h"
 #include "predict/cuda/device_graph.h"
 
-static_assert((int)DEVICE_MAX_CHANNELS == (int)PREDICT_MAX_CHANNELS, "channels of the input");
+#if DEVICE_MAX_CHANNELS != PREDICT_MAX_CHANNELS
+#error "a job's channels have to fit the kernels'"
+#endif
 
 /* ---- Memory --------------------------------------------------------------------------------- */
 
