@@ -274,6 +274,40 @@ static void compare_node(const pairing *p, const graph_node *a, const graph_node
     }
 }
 
+/* The node that makes a value, -1 for an input of the graph. */
+static int maker(const graph *g, int value)
+{
+    for (size_t n = 0; n < g->n_nodes; n++)
+        if (g->nodes[n].output == value)
+            return (int)n;
+    return -1;
+}
+
+static const char *maker_name(const graph *g, int value)
+{
+    int node = maker(g, value);
+    return node < 0 ? g->values[value].name : g->nodes[node].name;
+}
+
+static bool same_maker(const pairing *p, int value_a, int value_b)
+{
+    int a = maker(p->a, value_a), b = maker(p->b, value_b);
+    return a < 0 ? b < 0 && p->value[value_a] == value_b : p->node[a] == b;
+}
+
+/* Which value is which output: told by name in the graphs' heads, so that two nodes which exchange
+ * their names would go unnoticed there. */
+static void compare_outputs(const pairing *p, json_t **list)
+{
+    size_t n = p->a->n_outputs < p->b->n_outputs ? p->a->n_outputs : p->b->n_outputs;
+    for (size_t i = 0; i < n; i++) {
+        const graph_value *a = &p->a->values[p->a->outputs[i].value];
+        if (!same_maker(p, p->a->outputs[i].value, p->b->outputs[i].value))
+            put_change(list, a->name, "made by", maker_name(p->a, p->a->outputs[i].value),
+                       maker_name(p->b, p->b->outputs[i].value));
+    }
+}
+
 static json_t *compare_nodes(const pairing *p)
 {
     json_t *report = json_object(), *only_a = json_array(), *only_b = json_array(),
@@ -288,6 +322,7 @@ static json_t *compare_nodes(const pairing *p)
         renamed += strcmp(a->name, p->b->nodes[p->node[n]].name) != 0;
         compare_node(p, a, &p->b->nodes[p->node[n]], &changes);
     }
+    compare_outputs(p, &changes);
     for (size_t n = 0; n < p->b->n_nodes; n++)
         if (!is_paired(p->node, p->a->n_nodes, (int)n))
             json_push(&only_b, json_string(p->b->nodes[n].name));

@@ -129,6 +129,23 @@ def test_another_wiring(tmp_path: Path) -> None:
     assert report["nodes"]["differ"] == [{"node": "s", "what": "input 1", "a": "h", "b": "g"}]
 
 
+def test_exchanged_outputs(tmp_path: Path) -> None:
+    """The same nodes, weights and ports: but dose and sigma are each other's."""
+    graph = tiny_graph()
+    graph["outputs"].append(graph["outputs"][0] | {"name": "sigma", "quantity": "other"})
+    graph["nodes"][1]["inputs"] = ["pet"]
+    graph["nodes"][0]["outputs"] = ["sigma"]
+    other = copy.deepcopy(graph)
+    other["nodes"][0]["outputs"], other["nodes"][1]["outputs"] = ["dose"], ["sigma"]
+    a = write(tmp_path / "a.safetensors", graph, tiny_weights())
+    report = compare(a, write(tmp_path / "b.safetensors", other, tiny_weights()))
+    assert report["same"] is False
+    assert report["nodes"]["differ"] == [
+        {"node": "dose", "what": "made by", "a": "r", "b": "c"},
+        {"node": "sigma", "what": "made by", "a": "c", "b": "r"},
+    ]
+
+
 def test_exchanged_axes_are_the_same_kernels(tmp_path: Path) -> None:
     """A network told in the other axes computes the same; only `spatial_axes` differs."""
     kernel = np.arange(27, dtype=np.float32).reshape(1, 1, 3, 3, 3)
