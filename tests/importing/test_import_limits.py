@@ -162,19 +162,23 @@ def old_pickle(folder, marker):
     return folder / "a.pth"
 
 
-def zip_bomb(folder, marker, name="a.pt"):
-    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for member in ("archive/data.pkl", "archive/data/0", "models/model.json"):
+def bomb(path, members):
+    """An archive whose members are a GB of zeros each, which compress to a thousandth."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for member in members:
             with archive.open(member, "w", force_zip64=True) as file:
                 for _ in range(1024):
                     file.write(bytes(MB))
-        archive.writestr("archive/version", b"3\n")
-    assert (folder / name).stat().st_size < 4 * MB
-    return folder / name
+    assert path.stat().st_size < 4 * MB
+    return path
+
+
+def checkpoint_bomb(folder, marker):
+    return bomb(folder / "a.pt", ("archive/data.pkl", "archive/data/0"))
 
 
 def program_bomb(folder, marker):
-    return zip_bomb(folder, marker, "a.pt2")
+    return bomb(folder / "a.pt2", ("a/models/model.json", "a/data/weights/weight_0"))
 
 
 def edited_onnx(folder, change):
@@ -262,20 +266,20 @@ def cut_off(folder, marker):
 
 
 HARMFUL = [
-    (pickle_in_checkpoint, "mkdir"),
-    (plain_pickle, "pickle"),
-    (old_pickle, "pickle"),
-    (zip_bomb, ""),
-    (program_bomb, ""),
+    (pickle_in_checkpoint, "a pickle that wants to call or build 'posix.mkdir'"),
+    (plain_pickle, "is a plain pickle"),
+    (old_pickle, "is a plain pickle"),
+    (checkpoint_bomb, "'archive/data.pkl' is compressed"),
+    (program_bomb, "'a/models/model.json' is compressed"),
     (outside, "outside the model's folder"),
     (ten_gigabytes, "should have 10737418240 bytes"),
-    (ten_gigabytes_in_program, ""),
+    (ten_gigabytes_in_program, "claims 1000000000 elements"),
     (safetensors_claim, "claims 10737418240 bytes"),
     (header_claim, "claims 10737418240 bytes"),
-    (nan_in_onnx, "NaN"),
+    (nan_in_onnx, "'first.weight' holds NaN or infinity"),
     (nan_in_state, "first.weight holds NaN or infinite"),
-    (nan_in_program, "NaN"),
-    (cut_off, "cut off"),
+    (nan_in_program, "last.bias holds NaN or infinite"),
+    (cut_off, "is damaged or cut off: "),
 ]
 
 
