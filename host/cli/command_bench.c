@@ -13,6 +13,7 @@
 #include "cli/json_work.h"
 #include "cli/pet_options.h"
 #include "cli/running_options.h"
+#include "cli/same_file.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
 
@@ -72,13 +73,6 @@ typedef struct bench_work {
 static bool is_file(const char *json)
 {
     return json && strcmp(json, "-") != 0;
-}
-
-static bool same_file(const char *a, const char *b)
-{
-    struct stat first, second;
-    return a && b && stat(a, &first) == 0 && stat(b, &second) == 0 &&
-           first.st_dev == second.st_dev && first.st_ino == second.st_ino;
 }
 
 static int check_arguments(bench_work *w, const string_list *pets)

@@ -2,9 +2,9 @@
 /* dosemap forward: the network alone, on patches in a safetensors file. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "cli/commands.h"
+#include "cli/same_file.h"
 #include "cli/terminal.h"
 #include "dosemap.h"
 
@@ -77,7 +77,7 @@ static int check_arguments(const forward_args *args, const string_list *files)
                            files->count);
     if (!args->output)
         return usage_error(&command_forward, "where to? -o OUT.safetensors");
-    if (!strcmp(args->output, files->items[0]) || !strcmp(args->output, files->items[1]))
+    if (same_file(args->output, files->items[0]) || same_file(args->output, files->items[1]))
         return usage_error(&command_forward, "-o %s would overwrite an input", args->output);
     return -1;
 }

@@ -14,6 +14,7 @@
 #include "cli/dose_sidecar.h"
 #include "cli/json_work.h"
 #include "cli/predict_report.h"
+#include "cli/same_file.h"
 #include "cli/terminal.h"
 
 static const char *file_name(const char *path)
@@ -56,13 +57,6 @@ dm_status predict_output_paths(const predict_args *args, const char *pet, dm_out
         return err->status;
     }
     return dm_output_paths_from(dose, paths, err);
-}
-
-static bool same_file(const char *a, const char *b)
-{
-    struct stat sa, sb;
-    return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
-           sa.st_ino == sb.st_ino;
 }
 
 /* --out-dir with the folders above it. What fails is reported by check_folder, with each PET. */

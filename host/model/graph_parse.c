@@ -237,6 +237,9 @@ static dm_status parse_port(graph_context *c, const json_t *json, graph_port *po
     dm_status status = context_keys(c, json, "name quantity unit channels intensity", "");
     if (status == DM_OK)
         status = context_name(c, json_object_get(json, "name"), "name", name);
+    /* `forward` names tensors of a safetensors file so. */
+    if (status == DM_OK && !strcmp(*name, "__metadata__"))
+        status = context_bad(c, "\"name\" is __metadata__, which safetensors keeps for itself");
     if (status == DM_OK)
         status = parse_quantity(c, json, port);
     if (status == DM_OK)

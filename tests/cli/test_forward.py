@@ -267,13 +267,25 @@ def test_files(tmp_path):
         ((), "a weights file and a file of patches"),
         (("a",), "a weights file and a file of patches are wanted, not 1"),
         (("a", "b"), "-o OUT.safetensors"),
-        (("a", "b", "-o", "b"), "would overwrite an input"),
         (("a", "b", "-o", "c", "--precision", "int8"), "int8"),
     ],
 )
 def test_usage(arguments, words):
     result = dosemap("forward", *arguments)
     assert result.returncode == 2 and words in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("which", ["m.safetensors", "in.safetensors"])
+def test_inputs_are_not_overwritten(tmp_path, which):
+    """However the path is spelled."""
+    model = write_model(tmp_path / "m.safetensors", graph(), w=KERNEL)
+    source = tmp_path / "in.safetensors"
+    source.write_bytes(b"patches")
+    before = (tmp_path / which).read_bytes()
+    out = f"{tmp_path}/../{tmp_path.name}/./{which}"
+    result = dosemap("forward", model, source, "-o", out)
+    assert result.returncode == 2 and "would overwrite an input" in result.stderr, result.stderr
+    assert (tmp_path / which).read_bytes() == before
 
 
 def test_inspect_shows_the_ports(tmp_path):

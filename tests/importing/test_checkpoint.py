@@ -265,6 +265,38 @@ def test_refuses_what_is_no_number(tmp_path, hostile):
     assert "numpy" in message or "dtype" in message, message
 
 
+def with_pickle(path, data):
+    """Write a checkpoint whose pickle is `data`."""
+    torch.save(STATE, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as whole, zipfile.ZipFile(path, "w") as made:
+        for name in whole.namelist():
+            made.writestr(name, data if name.endswith("data.pkl") else whole.read(name))
+
+
+COPIES = [b"h\x03h\x01\x85R"] * 999
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x80\x02" + b"}" * (5 << 20) + b".", "steps"),
+        (  # a list of pairs, of which each step of five bytes makes a dict
+            b"\x80\x02}q\x00(X\x01\x00\x00\x00w]q\x01(" + b"K\x01K\x02\x86" * 20000
+            + b"eu]q\x02(ccollections\nOrderedDict\nq\x03h\x01\x85R" + b"".join(COPIES) + b"e.",
+            "items",
+        ),
+    ],
+)  # fmt: skip
+def test_refuses_what_grows(tmp_path, data, words):
+    path = tmp_path / "net.pt"
+    with_pickle(path, data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refusal(path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert "more than" in message and words in message, message
+    assert grown < 100_000, f"{grown} kB more"
+
+
 class Runs:
     """What a hostile pickle could do."""
 

@@ -38,7 +38,9 @@ class NetworkImportError(ValueError):
         """Return "WHERE: WHAT (from SOURCE); REMEDY"."""
         text = f"{self.where}: {self.what}" if self.where else self.what
         text += f" (from {self.source})" if self.source else ""
-        return f"{text}; {self.remedy}" if self.remedy else text
+        text = f"{text}; {self.remedy}" if self.remedy else text
+        # Names come from the file, and could tell a terminal what to do.
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True)

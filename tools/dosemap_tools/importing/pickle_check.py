@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from dosemap_tools.importing.archive import Archive
 from dosemap_tools.importing.network import NetworkImportError
 
 _MAX_PICKLE = 16 << 20
+# Of a checkpoint: its steps, and the items that they put into lists, dicts and tuples. One of
+# 100,000 tensors has 3 million steps. A step of five bytes can copy a list of any length.
+_MAX_STEPS, _MAX_ITEMS = 4_000_000, 4_000_000
 _STORAGES = {
     "torch.FloatStorage": 4,
     "torch.HalfStorage": 2,
@@ -114,19 +117,31 @@ def _check_globals(archive: Archive, names: list[str]) -> None:
         )
 
 
+def _steps(data: bytes) -> Iterator[tuple[str, Any]]:
+    return ((code.name, argument) for code, argument, _ in pickletools.genops(data))
+
+
 def check_pickle(archive: Archive) -> None:
     """Refuse the archive's data.pkl unless it holds plain data, and tensors that are all there."""
     data = archive.read("data.pkl", _MAX_PICKLE)
+    named: dict[str, None] = {}
     try:
-        steps = [(code.name, argument) for code, argument, _ in pickletools.genops(data)]
+        for count, (name, argument) in enumerate(_steps(data)):
+            if count > _MAX_STEPS:
+                _refuse(archive, f"its pickle has more than {_MAX_STEPS} steps")
+            if name in ("GLOBAL", "INST"):
+                named[".".join(str(argument).split(" ", 1))] = None
+    except NetworkImportError:
+        raise
     except (ValueError, UnicodeDecodeError, EOFError, IndexError) as error:
         _refuse(archive, f"its pickle is damaged: {error}")
-    named = [".".join(str(a).split(" ", 1)) for name, a in steps if name in ("GLOBAL", "INST")]
-    _check_globals(archive, list(dict.fromkeys(named)))
+    _check_globals(archive, list(named))
     try:
-        _Walk(archive).run(steps)
+        _Walk(archive).run(_steps(data))
     except _Damage as damage:
         _refuse(archive, f"its pickle is damaged or does more than torch.save needs: {damage}")
+    except NetworkImportError:
+        raise
     except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
         _refuse(archive, f"its pickle is damaged: {error!r}")
 
@@ -138,6 +153,7 @@ class _Walk:
         self.archive = archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.items = 0  # put into containers so far
         self.steps: dict[str, Callable[[Any], None]] = {
             "PROTO": lambda _: None,
             "GLOBAL": lambda a: self.stack.append(_Global(".".join(a.split(" ", 1)))),
@@ -168,7 +184,7 @@ class _Walk:
         for name in ("BINGET", "LONG_BINGET"):
             self.steps[name] = lambda a: self.stack.append(self.memo[a])
 
-    def run(self, steps: list[tuple[str, Any]]) -> None:
+    def run(self, steps: Iterator[tuple[str, Any]]) -> None:
         """Follow all steps; the last is STOP."""
         for name, argument in steps:
             if name == "STOP":
@@ -177,6 +193,12 @@ class _Walk:
                 raise _Damage(f"the step {name}")
             self.steps[name](argument)
         raise _Damage("it does not end")
+
+    def count(self, items: int) -> None:
+        """Note that so many items are put into a container."""
+        self.items += items
+        if self.items > _MAX_ITEMS:
+            _refuse(self.archive, f"its pickle makes more than {_MAX_ITEMS} items")
 
     def put(self, index: int) -> None:
         """Remember what is on top."""
@@ -200,12 +222,14 @@ class _Walk:
         """Add items to the list on top."""
         if type(self.stack[-1]) is not list:
             raise _Damage("items are added to what is no list")
+        self.count(len(items))
         self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
         """Put keys and values into the dict on top; nested tuples take for ever to hash."""
         if type(self.stack[-1]) is not dict or len(items) % 2:
             raise _Damage("items are put into what is no dict")
+        self.count(len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in _KEYS:
                 raise _Damage(f"a key of the type {type(key).__name__}")
@@ -253,6 +277,7 @@ class _Walk:
         elif function.name in _DICTS:
             self.stack.append({})
             pairs = arguments[0] if arguments else {}
+            self.count(2 * len(pairs))
             flat = pairs.items() if type(pairs) is dict else pairs
             self.update([item for key, value in flat for item in (key, value)])
         elif function.name in _PLAIN:
