@@ -16,7 +16,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from dosemap_tools.importing.graph_edit import Editor
 from dosemap_tools.importing.rejoin import rejoin
+from dosemap_tools.importing.rejoin_pools import rejoin_pools
 from dosemap_tools.importing.simplify import simplify
 from imported import check_import, ports
 from onnx import numpy_helper
@@ -686,6 +688,38 @@ def test_mean_of_two_kinds_is_not_joined():
     body = "a = ReduceMean <keepdims=1> (x, last) y = ReduceSum <keepdims=1> (a, others)"
     kinds, _ = rejoined(written(body, result=(1, 4, 1, 5, 1), last=[4], others=[2]))
     assert kinds == {"ReduceMean": 1, "ReduceSum": 1}
+
+
+@pytest.mark.parametrize("kind", ["Mean", "Sum"])
+def test_reductions_over_space_then_channels(kind):
+    body = f"a = Reduce{kind} <keepdims=1> (x, space) y = Reduce{kind} <keepdims=1> (a, channel)"
+    kinds, _ = rejoined(written(body, result=(1, 1, 1, 1, 1), **chosen(body)), tolerance=2e-6)
+    expected = {"GlobalAveragePool": 1, "Conv": 1} | ({"Mul": 1} if kind == "Sum" else {})
+    assert kinds == expected
+
+
+def test_axes_of_extent_one_are_no_pool_unless_reduced():
+    size = (8, 6, 1)
+    body = "m = ReduceMean <keepdims=1> (x, places) y = Mul (x, m)"
+    kinds, notes = rejoined(written(body, size=size, places=[2, 3]))
+    assert kinds == {"ReduceMean": 1, "Mul": 1} and notes == []
+    kinds, _ = rejoined(written(body, size=size, places=[2, 3, 4]))
+    assert kinds == {"GlobalAveragePool": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize("axes", ["none", "not known"])
+def test_reduction_of_no_axes_is_no_pool(axes):
+    size = (1, 1, 1)
+    body = "m = ReduceMax <keepdims=1, noop_with_empty_axes=1> (x) y = Add (m, x)"
+    model = written(body, size=size)
+    if axes == "not known":
+        body = "m = ReduceMax <keepdims=1> (x, places) y = Add (m, x)"
+        model = written(body, size=size, places=[2])
+        places = ir.Value(name="chosen", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+        model.graph.inputs.append(places)
+        model.graph.node(0).replace_input_with(1, places)
+    rejoin_pools(Editor(model.graph))
+    assert [node.op_type for node in model.graph] == ["ReduceMax", "Add"]
 
 
 SHUFFLE, UNSHUFFLE = [0, 1, 5, 2, 6, 3, 7, 4], [0, 1, 3, 5, 7, 2, 4, 6]

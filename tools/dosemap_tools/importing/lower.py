@@ -23,7 +23,11 @@ _LOGIC = "conditions on values are not possible; Relu, LeakyRelu and clipping to
 _BRANCHES = "export the network with torch.export or tracing, which decide branches and loops"
 _COMPARED = "take it off the end of the network; the graph ends in the values themselves"
 _RATIONAL = "Relu, LeakyRelu, Elu, Gelu, Sigmoid, Tanh and Softplus are possible instead"
-_REDUCED = "the mean over all three spatial axes is possible (GlobalAveragePool)"
+_REDUCED = (
+    "the mean or sum over all three spatial axes, or over the channels alone, is possible; state "
+    "the spatial axes together, and keep the reduced axes (keepdim) where channels follow"
+)
+_LARGEST = "the largest value over all three spatial axes together is possible (MaxPool)"
 _SIZES = "shapes must follow from the patch size; export with a fixed patch size"
 
 # What to do about operators that the graph does not have.
@@ -34,7 +38,8 @@ HINTS = {
     **dict.fromkeys(["Where", "Equal", "Greater", "Less", "And", "Or", "Not", "IsNaN"], _LOGIC),
     **dict.fromkeys(["GreaterOrEqual", "LessOrEqual", "ThresholdedRelu", "Shrink", "Sign"], _LOGIC),
     **dict.fromkeys(["Exp", "Log", "Sqrt", "Reciprocal", "Softsign", "Erf", "Sin"], _RATIONAL),
-    **dict.fromkeys(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"], _REDUCED),
+    **dict.fromkeys(["ReduceMean", "ReduceSum", "ReduceL2"], _REDUCED),
+    **dict.fromkeys(["ReduceMax", "ReduceMin"], _LARGEST),
     **dict.fromkeys(["Shape", "Size", "ConstantOfShape", "Range", "NonZero"], _SIZES),
     **dict.fromkeys(["QuantizeLinear", "DequantizeLinear", "QLinearConv"], _QUANTISED),
     **dict.fromkeys(["ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"], _QUANTISED),

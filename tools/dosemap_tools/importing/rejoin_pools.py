@@ -33,40 +33,53 @@ def rejoin_pools(editor: Editor) -> None:
         shape = shape_of(x)
         if x is None or shape is None or len(shape) != 5 or is_constant(x) or not is_float(x):
             continue
-        last, axes = _whole_reduction(node)
-        # Axes of one voxel are as good as reduced.
-        of_space = set(_SPACE) <= axes | {a for a in _SPACE if shape[a] == 1}
-        if not last.outputs[0].uses() and not last.outputs[0].is_graph_output():
+        chain = _reductions(node)
+        if not chain or not _is_read(chain[-1][0]):
             continue
-        if of_space and not axes & {0, 1}:
-            made = _over_space(editor, node, x, shape)
-        elif axes == {1}:
-            made = _over_channels(editor, node, x, shape)
-        else:
-            continue
-        if made is not None:
-            _put(editor, last, made)
-            editor.count(f"{node.op_type} as {made.producer().op_type}")  # type: ignore[union-attr]
+        # The longest part of the chain that is whole; what is left is a reduction of its own.
+        for last, axes in reversed(chain):
+            made = _made(editor, node, x, shape, axes)
+            if made is not None:
+                _put(editor, last, made)
+                editor.count(f"{node.op_type} as {made.producer().op_type}")  # type: ignore[union-attr]
+                break
 
 
-def _whole_reduction(node: ir.Node) -> tuple[ir.Node, set[int]]:
-    """Return the last of reductions of one kind behind each other, and the axes of x they take."""
+def _is_read(node: ir.Node) -> bool:
+    value = node.outputs[0]
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _made(
+    editor: Editor, at: ir.Node, x: ir.Value, shape: Shape, axes: set[int]
+) -> ir.Value | None:
+    """Write a reduction over `axes`, all of them stated: larger patches have other extents."""
+    if axes == set(_SPACE):
+        return _over_space(editor, at, x, shape)
+    return _over_channels(editor, at, x, shape) if axes == {1} else None
+
+
+def _reductions(node: ir.Node) -> list[tuple[ir.Node, set[int]]]:
+    """Return reductions of one kind behind each other, each with the axes of x taken so far."""
     left = list(range(5))  # axes of x that the value still has
+    chain: list[tuple[ir.Node, set[int]]] = []
     taken: set[int] = set()
-    last = node
-    while True:
-        axes = axes_of(last, len(left))
-        if axes is None:
-            return last, set()
-        taken |= {left[a] for a in axes}
-        if not attribute(last, "keepdims", 1):
+    following: ir.Node | None = node
+    while following is not None:
+        axes = axes_of(following, len(left))
+        if not axes:
+            break
+        taken = taken | {left[a] for a in axes}
+        chain.append((following, taken))
+        if not attribute(following, "keepdims", 1):
             left = [axis for i, axis in enumerate(left) if i not in axes]
-        following = only_reader(last.outputs[0])
+        value = following.outputs[0]
+        following = only_reader(value)
         if following is None or following.op_type != node.op_type or not is_onnx(following):
-            return last, taken
-        if following.inputs[0] is not last.outputs[0]:
-            return last, taken
-        last = following
+            break
+        if following.inputs[0] is not value:
+            break
+    return chain
 
 
 def _over_space(editor: Editor, at: ir.Node, x: ir.Value, shape: Shape) -> ir.Value | None:
