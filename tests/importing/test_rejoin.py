@@ -548,6 +548,7 @@ HAND = {
     "clip below alone": ("y = Clip (x, half)", Counter(["Add", "Relu", "Add"])),
     "clip above alone": ("y = Clip (x, , half)", Counter(["Sub", "Relu", "Sub"])),
     "clip by min and max": ("a = Max (x, tenth) y = Min (a, one)", CLIP + Counter(["Add"])),
+    "clip far below one": ("y = Clip (x, tiny)", Counter(["Add", "Relu", "Add"])),
     "after other steps": (
         "p = Mul (x, twenty) q = Add (p, half) c = Greater (q, zero) y = Where (c, q, zero)",
         Counter(["Mul", "Add", "Relu"]),
@@ -565,7 +566,7 @@ VALUES = {
     "zero": 0.0, "tenth": 0.1, "half": 0.5, "one": 1.0, "three": 3.0, "twenty": 20.0,
     "largest": 3.4028234663852886e38, "root": 2**0.5, "unroot": 0.5**0.5, "cubic": 0.044715,
     "scale": (2 / np.pi) ** 0.5, "slopes": np.array([0.1, 0.2, -0.3, 0.0]).reshape(4, 1, 1, 1),
-    "low": 2.0, "off": 0.72,
+    "low": 2.0, "off": 0.72, "tiny": 1e-7, "narrow": 0.004, "place": 60.015, "ten": 10.0,
 }  # fmt: skip
 
 
@@ -609,6 +610,11 @@ NEAR_ACTIVATIONS = {
         "Where",
     ),
     "whole numbers": ("i = Cast <to=6> (x) y = Cast <to=1> (i)", "Cast"),
+    "a peak between points": (
+        """r = Relu (x) a = Mul (x, three) b = Sub (a, place) c = Abs (b) d = Sub (narrow, c)
+        e = Relu (d) f = Mul (e, ten) y = Add (r, f)""",
+        "LeakyRelu",  # of Abs alone
+    ),
     "per voxel": ("c = Greater (x, zero) a = Mul (x, field) y = Where (c, x, a)", "Where"),
 }
 

@@ -2,13 +2,16 @@
 """Activations, however they are spelled.
 
 What computes one tensor from another element by element, with constants, is a function of one
-number. It is evaluated in float64 on points that lie dense where such functions bend, beyond the
-constants in it and at them, and compared with the activations of weights/FORMAT.md: which steps
-it is made of does not matter.
+number. It is evaluated in float64 and compared with the activations of weights/FORMAT.md: which
+steps it is made of does not matter. The points lie on a grid that is dense near 0, around the
+constants in the steps, and where an operand of a step that bends (Relu, Clip, Min, Where, Abs …)
+changes its sign from one point to the next. What happens between two points without such a
+change, or beyond 1e4 and twice the constants, is not seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 
 from dosemap_tools.importing.graph_edit import (
     Editor,
+    attribute,
     constant,
     elements,
     in_order,
@@ -44,6 +48,10 @@ _ELEMENTWISE = _PLAIN | _OTHERS
 _MAX_NODES = 24  # of one activation
 _MAX_IN_VAIN = 4000  # different regions that are no activation: no network of people has as many
 _TOLERANCE = 5e-7  # float32 constants in it are rounded
+_ROUNDING = 1e-12  # of float64, in steps whose result is near 0
+_MAX_BENDS = 1024  # between points
+_BENT = {"Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Abs", "Sign"}  # at 0
+_COMPARING = {"Clip", "Min", "Max", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _FAR = 80.0  # exp of more is not a float32
 
 Emit = Callable[["_Writer"], ir.Value]
@@ -66,6 +74,17 @@ def rejoin_activations(editor: Editor) -> None:
             if _replace(editor, region):
                 break
             in_vain.add(key)
+
+
+class _NotKnownError(Exception):
+    """The function cannot be evaluated."""
+
+
+# What the reference implementation raises for operators, versions and operands it does not know.
+_OF_THE_REFERENCE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 @dataclass
@@ -176,22 +195,36 @@ class _Curve:
     def __init__(self, region: _Region, opset: int) -> None:
         self.points = _points(region)
         self.columns = 1
-        constants = {
-            v: constant(v)
-            for n in region.nodes
-            for v in n.inputs
-            if v is not None and v.name
-            if is_constant(v)
-        }
+        constants: dict[ir.Value, np.ndarray] = {}
         shape = shape_of(region.x) or ()
-        for array in constants.values():
-            if array is not None and array.size > 1:
-                self.columns = shape[1] if len(shape) > 1 else 0
-        x = np.tile(self.points[:, None], (1, self.columns))
-        x = x.reshape(len(self.points), self.columns, *[1] * (len(shape) - 2))
-        with np.errstate(all="ignore"):
-            y = _evaluate(region, opset, x, constants)
-        self.values = np.asarray(y, np.float64).reshape(len(self.points), -1)
+        for value in (v for n in region.nodes for v in n.inputs if v is not None and v.name):
+            if not is_constant(value) or value in constants:
+                continue
+            array = constant(value)
+            if array is None or (array.size > 1 and (len(shape) < 2 or array.size != shape[1])):
+                raise _NotKnownError
+            constants[value] = array
+            if array.size > 1:
+                self.columns = array.size
+        rest = [1] * (len(shape) - 2)
+
+        def evaluate(points: np.ndarray) -> dict[ir.Value, np.ndarray]:
+            x = np.tile(points[:, None], (1, self.columns))
+            with np.errstate(all="ignore"):
+                return _evaluate(region, opset, x.reshape(*x.shape, *rest), constants)
+
+        values = evaluate(self.points)
+        # What bends at a sign that changes may do so again between the new points.
+        for _ in range(2):
+            more = _bends(region, self.points, values, evaluate)
+            if not more.size:
+                break
+            self.points = np.unique(np.concatenate([self.points, more]))
+            values = evaluate(self.points)
+        y = np.asarray(values[region.root.outputs[0]], np.float64)
+        if y.shape[:1] != self.points.shape:
+            raise _NotKnownError
+        self.values = y.reshape(len(self.points), -1)
 
     def at(self, point: float) -> float:
         """Return the first column's value at one of the fixed points."""
@@ -203,7 +236,10 @@ class _Curve:
         with np.errstate(all="ignore"):
             wanted = other(self.points[:, None])
             apart = np.abs(self.values - wanted)
-        fits = apart <= _TOLERANCE * np.maximum(1.0, np.abs(wanted))
+        # Small numbers, and small results of them, are as good as large ones.
+        largest = float(np.abs(wanted)[near[:, 0]].max())
+        size = np.minimum(np.abs(self.points[:, None]), min(1.0, largest))
+        fits = apart <= _TOLERANCE * np.maximum(size, np.abs(wanted)) + _ROUNDING
         return bool((fits | (~near & ~np.isfinite(self.values))).all())
 
 
@@ -227,15 +263,76 @@ def _points(region: _Region) -> np.ndarray:
     return np.unique(np.concatenate([-half, half]))
 
 
-def _evaluate(
-    region: _Region, opset: int, x: np.ndarray, constants: dict[ir.Value, np.ndarray | None]
+def _bends(
+    region: _Region,
+    points: np.ndarray,
+    values: dict[ir.Value, np.ndarray],
+    evaluate: Callable[[np.ndarray], dict[ir.Value, np.ndarray]],
 ) -> np.ndarray:
-    """Return the region's values by the reference implementation of ONNX."""
+    """Return points on both sides of each sign change that lies between two points."""
+    found = [points[:0]]
+    for node in region.nodes:
+        for a, b in _compared(node):
+            signs = _signs(values, a, b, len(points))
+            at = np.flatnonzero((signs[1:] * signs[:-1] < 0).any(axis=1))
+            # What lies between neighbours that are as good as one number is found already.
+            wide = np.diff(points)[at] > 1e-9 * np.maximum(1.0, np.abs(points[at]))
+            at = at[wide]
+            if at.size > _MAX_BENDS:
+                raise _NotKnownError
+            low, high = points[at], points[at + 1]
+            for _ in range(6 if at.size else 0):
+                inner = np.linspace(low, high, 33)
+                signs = _signs(evaluate(inner.reshape(-1)), a, b, inner.size)
+                signs = signs.reshape(*inner.shape, -1)
+                first = (signs[1:] * signs[:-1] <= 0).any(axis=2).argmax(axis=0)
+                column = np.arange(at.size)
+                low, high = inner[first, column], inner[first + 1, column]
+            found += [low, high]
+    return np.setdiff1d(np.concatenate(found), points)
+
+
+def _compared(node: ir.Node) -> list[tuple[ir.Value, ir.Value | float]]:
+    """Return pairs of numbers: where one becomes larger than the other, the node's result bends."""
+    x = node.inputs[0]
+    if x is None:
+        return []
+    if node.op_type in _BENT:
+        return [(x, 0.0)]
+    limits = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.FLOAT]
+    if node.op_type == "ThresholdedRelu":
+        return [(x, float(v)) for v in limits or [1.0]]
+    if node.op_type == "HardSwish":
+        return [(x, -3.0), (x, 3.0)]
+    if node.op_type == "HardSigmoid":
+        slope, at = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+        return [(x, -at / slope), (x, (1 - at) / slope)] if slope else []
+    if node.op_type not in _COMPARING:
+        return []
+    inputs = [v for v in node.inputs if v is not None and v.name]
+    pairs: list[tuple[ir.Value, ir.Value | float]] = list(itertools.combinations(inputs, 2))
+    return pairs + [(x, float(v)) for v in limits]
+
+
+def _signs(
+    values: dict[ir.Value, np.ndarray], a: ir.Value, b: ir.Value | float, points: int
+) -> np.ndarray:
+    """Return the signs of a - b: a row for each point."""
+    with np.errstate(all="ignore"):
+        left = np.asarray(values[a], np.float64)
+        apart = left - (b if isinstance(b, float) else np.asarray(values[b], np.float64))
+    if apart.shape[:1] != (points,):  # two constants
+        return np.zeros((points, 1))
+    return np.nan_to_num(np.sign(apart)).reshape(points, -1)
+
+
+def _evaluate(
+    region: _Region, opset: int, x: np.ndarray, constants: dict[ir.Value, np.ndarray]
+) -> dict[ir.Value, np.ndarray]:
+    """Return all values in the region by the reference implementation of ONNX."""
     names = {region.x: "x"} | {v: f"c{i}" for i, v in enumerate(constants)}
     feeds = {"x": x}
     for value, array in constants.items():
-        if array is None:
-            raise ValueError
         wide = array.astype(np.float64) if array.dtype.kind == "f" else array
         feeds[names[value]] = wide
     protos = []
@@ -255,25 +352,22 @@ def _evaluate(
         proto.output.append(names[node.outputs[0]])
         proto.domain = ""
         protos.append(proto)
-    typed = [onnx.helper.make_tensor_value_info(n, _type(a), None) for n, a in feeds.items()]
-    result = names[region.root.outputs[0]]
-    graph = onnx.helper.make_graph(
-        protos,
-        "f",
-        typed,
-        [onnx.helper.make_tensor_value_info(result, onnx.TensorProto.DOUBLE, None)],
-    )
+    info, kind_of = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype
+    typed = [info(n, kind_of(a.dtype), None) for n, a in feeds.items()]
+    inside = [node.outputs[0] for node in region.nodes]
+    results = [info(names[v], onnx.TensorProto.DOUBLE, None) for v in inside]
+    graph = onnx.helper.make_graph(protos, "f", typed, results)
     versions = [node.version or 0 for node in region.nodes]
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, *versions))]
     )
-    outputs = ReferenceEvaluator(model).run(None, feeds)
+    try:
+        outputs = ReferenceEvaluator(model).run(None, feeds)
+    except _OF_THE_REFERENCE as error:
+        raise _NotKnownError from error
     assert isinstance(outputs, list)
-    return outputs[0]
-
-
-def _type(array: np.ndarray) -> onnx.TensorProto.DataType:
-    return onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    known = {value: feeds[name] for value, name in names.items() if name in feeds}
+    return known | dict(zip(inside, outputs, strict=True))
 
 
 def _replace(editor: Editor, region: _Region) -> bool:
@@ -281,7 +375,7 @@ def _replace(editor: Editor, region: _Region) -> bool:
     opset = editor.graph.opset_imports.get("", 1)
     try:
         curve = _Curve(region, opset)
-    except Exception:  # the reference implementation does not know the operator: it stays
+    except _NotKnownError:  # the region stays
         return False
     if curve.values.shape[1] not in (1, curve.columns) or curve.columns < 1:
         return False
@@ -306,7 +400,7 @@ def _identify(curve: _Curve) -> tuple[str, Emit, int] | None:
         if not (curve.values == curve.values[:, :1]).all():
             return None
         curve.values = curve.values[:, :1]
-    for candidate in (_smooth, _scaled_elu, _softplus, _gated, _bounded):
+    for candidate in (_smooth, _scaled_elu, _bounded, _softplus, _gated):
         found = candidate(curve)
         if found is not None:
             return found
@@ -414,12 +508,12 @@ def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
     if x[first] == x[last]:
         return None
     a = (y[last] - y[first]) / (x[last] - x[first])
-    a = float(np.float32(a))
     b = float(np.float32(y[first] - a * x[first]))
+    if abs(b) < _ROUNDING * max(1.0, abs(float(y[last]))):
+        b = 0.0
+    a = float(np.float32(a))
     if abs(a - round(a)) < 1e-6 * abs(a):
         a = float(round(a))
-    if abs(b) < 1e-6:
-        b = 0.0
     if a <= 0:
         return None
     # A bound that the straight line goes through at the ends of the points is none.
