@@ -567,6 +567,7 @@ VALUES = {
     "largest": 3.4028234663852886e38, "root": 2**0.5, "unroot": 0.5**0.5, "cubic": 0.044715,
     "scale": (2 / np.pi) ** 0.5, "slopes": np.array([0.1, 0.2, -0.3, 0.0]).reshape(4, 1, 1, 1),
     "low": 2.0, "off": 0.72, "tiny": 1e-7, "narrow": 0.004, "place": 60.015, "ten": 10.0,
+    "far": 2.5e6,
 }  # fmt: skip
 
 
@@ -614,6 +615,10 @@ NEAR_ACTIVATIONS = {
         """r = Relu (x) a = Mul (x, three) b = Sub (a, place) c = Abs (b) d = Sub (narrow, c)
         e = Relu (d) f = Mul (e, ten) y = Add (r, f)""",
         "LeakyRelu",  # of Abs alone
+    ),
+    "a step far away": (
+        "r = Relu (x) c = Greater (x, far) y = Where (c, zero, r)",
+        "Where",
     ),
     "per voxel": ("c = Greater (x, zero) a = Mul (x, field) y = Where (c, x, a)", "Where"),
 }

@@ -5,8 +5,8 @@ What computes one tensor from another element by element, with constants, is a f
 number. It is evaluated in float64 and compared with the activations of weights/FORMAT.md: which
 steps it is made of does not matter. The points lie on a grid that is dense near 0, around the
 constants in the steps, and where an operand of a step that bends (Relu, Clip, Min, Where, Abs …)
-changes its sign from one point to the next. What happens between two points without such a
-change, or beyond 1e4 and twice the constants, is not seen.
+changes its sign from one point to the next; ten points a decade lead on to 1e30. What happens
+between two points without such a change is not seen.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _MAX_BENDS = 1024  # between points
 _BENT = {"Relu", "LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Abs", "Sign"}  # at 0
 _COMPARING = {"Clip", "Min", "Max", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _FAR = 80.0  # exp of more is not a float32
+_FARTHEST = 1e30  # numbers of Bq/mL reach 1e7; squares of more are not a float32
 
 Emit = Callable[["_Writer"], ir.Value]
 
@@ -256,7 +257,7 @@ def _points(region: _Region) -> np.ndarray:
                 own.append(float(item.value))
     bends = np.unique(np.abs(np.clip(own, -1e6, 1e6)))[:64]
     around = np.concatenate([bends * f for f in (1 - 1e-6, 1, 1 + 1e-6, 0.5, 2)])
-    far = np.array([100.0, 1e3, 1e4])
+    far = np.geomspace(_FAR, _FARTHEST, 290)
     half = np.concatenate(
         [np.linspace(0, 8, 801), np.linspace(8, _FAR, 289), 10.0 ** np.arange(-8, 0), around, far]
     )
@@ -508,7 +509,8 @@ def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
     if x[first] == x[last]:
         return None
     a = (y[last] - y[first]) / (x[last] - x[first])
-    b = float(np.float32(y[first] - a * x[first]))
+    b = float(y[first] - a * x[first])
+    b = float(np.float32(b)) if abs(b) < _FARTHEST else math.inf
     if abs(b) < _ROUNDING * max(1.0, abs(float(y[last]))):
         b = 0.0
     a = float(np.float32(a))
