@@ -34,6 +34,10 @@ def imported(folder, module, suffix, patch=PATCH, **changes):
     return made
 
 
+def notes(made):
+    return "\n".join(weights_file.read(made).card["import"]["notes"])
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_residual_unet(tmp_path, suffix):
     """From the file to the proof, the card, and a dose map that is PyTorch's."""
@@ -44,6 +48,7 @@ def test_a_residual_unet(tmp_path, suffix):
     assert file.card["name"] == "residual" and file.graph["patch_size"] == list(PATCH)
     source = file.card["import"]["source"]
     assert source["xxh64"] == weights_file.file_checksum(tmp_path / f"source{suffix}")
+    assert "predict" not in notes(made) and "skip-air" not in notes(made)
     rows = file.card["import"]["proof"]["deviations"]
     assert [row["patch"] for row in rows] == ["normal", "as imaged"]
     assert all(0 <= row["relative_l2"] <= 1e-5 for row in rows)
@@ -74,6 +79,7 @@ def test_a_regressor_is_inspected_and_refused_by_predict(tmp_path, suffix, count
     made = imported(tmp_path, module, suffix, outputs=[output])
     shown = run("inspect", made)
     assert shown.returncode == 0, shown.stderr
+    assert "`dosemap predict` will refuse it" in notes(made)
     assert "tested, version 2" in shown.stdout and f'"file": "source{suffix}"' in shown.stdout
 
     nifti.write(tmp_path / "pet.nii", uptake(PATCH), RAS_AFFINE)
@@ -83,6 +89,23 @@ def test_a_regressor_is_inspected_and_refused_by_predict(tmp_path, suffix, count
     assert refused.returncode != 0
     assert made.name in refused.stderr and refusal in refused.stderr, refused.stderr
     assert left_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [(["hu"], "one PET"), (["uptake", "suv"], "one PET"), (["suv", "hu"], "")],
+    ids=str,
+)
+def test_what_predict_wants_is_told_before(tmp_path, inputs, words):
+    module = randomise(nn.Sequential(nn.Conv3d(len(inputs), 3, 3, padding=1), nn.Conv3d(3, 1, 1)))
+    source = write_program(tmp_path / "source.pt2", module, len(inputs), patch=PATCH)
+    ports = [{"name": quantity, "quantity": quantity} for quantity in inputs]
+    card = {"patch_size": list(PATCH), "inputs": ports, "skip-air": 0.1}
+    status, made = bring_in(tmp_path, source, card=card)
+    assert status == 0
+    assert ("`dosemap predict` will refuse it" in notes(made)) == bool(words)
+    assert words in notes(made)
+    assert "mean nothing: skip-air" in notes(made)
 
 
 class Trilinear(nn.Module):

@@ -144,6 +144,14 @@ def read_card(path: Path) -> Stated:
     return stated
 
 
+def unknown_keys(stated: Stated) -> list[str]:
+    """Return a note on what the card has beside the keys that mean something; it is kept."""
+    strange = [key for key in stated.card if key not in _CARD_RULES]
+    return [f"keys of the card that are kept, but mean nothing: {', '.join(strange)}"] * bool(
+        strange
+    )
+
+
 def _text_of(value: str, option: str) -> str:
     """Return an option's text, read from a file where it is @FILE."""
     if value.startswith("@"):

@@ -193,6 +193,26 @@ class _Work:
         os.replace(self.made, self.options.out)
 
 
+def _unfit_for_predict(network: Network) -> str:
+    """Return why `dosemap predict` will not run a network; empty where it will."""
+    inputs, outputs = network.graph["inputs"], network.graph["outputs"]
+    pets = [port for port in inputs if port["quantity"] in ("uptake", "suv")]
+    cts = [port for port in inputs if port["quantity"] == "hu"]
+    doses = [port["name"] for port in outputs if port["quantity"] == "dose_per_activity"]
+    if len(pets) != 1 or len(cts) > 1 or len(pets) + len(cts) < len(inputs):
+        return "it wants one PET (uptake or suv) and at most one CT (hu)"
+    if any(port["channels"] != 1 for port in (*pets, *cts)):
+        return "it wants one channel of each image"
+    if len(doses) != 1:
+        return f"it wants one output of dose_per_activity, and there are {len(doses)}"
+    (tensor,) = (t for t in network.outputs if doses[0] in t.ports)
+    if tensor.channels[tensor.ports.index(doses[0])] != 1:
+        return "it wants one channel of dose"
+    if tensor.shape[1:] != network.inputs[0].shape[1:]:
+        return "it wants a dose for each voxel"
+    return ""
+
+
 def _run(options: argparse.Namespace) -> Json:
     stated = card.stated_by(options)
     if not (0 < options.tolerance < 1 and options.seed >= 0):
@@ -204,7 +224,9 @@ def _run(options: argparse.Namespace) -> Json:
     program = proof.find_program(options.dosemap)
     checksum = weights_file.file_checksum(options.source)
     statement, network, notes = source.network(stated)
-    notes += network.notes
+    notes += network.notes + card.unknown_keys(stated)
+    if reason := _unfit_for_predict(network):
+        notes.append(f"`dosemap predict` will refuse it: {reason}; `dosemap forward` runs it")
     shown = proof.Proof(statement, options.seed, options.patch_file, options.tolerance)
     provenance = _provenance(options, source, checksum)
     with tempfile.TemporaryDirectory(prefix=f".{options.out.name}.", dir=options.out.parent) as at:
