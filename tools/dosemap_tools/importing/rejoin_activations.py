@@ -510,7 +510,9 @@ def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
         return None
     a = (y[last] - y[first]) / (x[last] - x[first])
     b = float(y[first] - a * x[first])
-    b = float(np.float32(b)) if abs(b) < _FARTHEST else math.inf
+    if not (abs(a) < _FARTHEST and abs(b) < _FARTHEST):
+        return None
+    b = float(np.float32(b))
     if abs(b) < _ROUNDING * max(1.0, abs(float(y[last]))):
         b = 0.0
     a = float(np.float32(a))
