@@ -225,9 +225,23 @@ typedef struct dm_labels dm_labels;
 DM_API dm_status dm_labels_read(const char *path, const char *names_path, dm_labels **labels,
                                 dm_error *err);
 
-/* Borrows nothing. ids: one integer per voxel of `grid`, 0 is background. */
-DM_API dm_status dm_labels_create(const dm_grid *grid, const int32_t *ids, dm_labels **labels,
-                                  dm_error *err);
+/* From memory; copies what it is given. ids: one integer per voxel of `grid`, 0 is background.
+ * names_path: as for dm_labels_read; NULL: every id is called "label_ID". Errors: VALUE (the grid,
+ * more than 65536 ids), IO, FORMAT, MEMORY. */
+DM_API dm_status dm_labels_create(const dm_grid *grid, const int32_t *ids, const char *names_path,
+                                  dm_labels **labels, dm_error *err);
+
+/* From n masks in memory, which may overlap and are copied: one byte per voxel of `grid`, not 0 is
+ * inside. Mask i has names[i] and the id i + 1. Errors: VALUE (the grid, more than 65536 masks, a
+ * name that is given twice or cannot stand in a table: empty, with control characters, not UTF-8),
+ * MEMORY. */
+DM_API dm_status dm_labels_create_masks(const dm_grid *grid, size_t n, const char *const *names,
+                                        const uint8_t *const *masks, dm_labels **labels,
+                                        dm_error *err);
+
+/* Another name for the structure with that id, which keeps its own on failure. Errors: VALUE (no
+ * such id, another structure's name, one that cannot stand in a table), MEMORY. */
+DM_API dm_status dm_labels_rename(dm_labels *labels, int32_t id, const char *name, dm_error *err);
 
 DM_API void dm_labels_free(dm_labels *labels);
 DM_API const dm_grid *dm_labels_grid(const dm_labels *labels);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dm_labels as an object: made from ids and masks, looked at. From files: labels_read.c; onto other
- * grids: labels_resample.c. */
+/* dm_labels as an object: made from ids and masks, named, looked at. From files: labels_read.c; onto
+ * other grids: labels_resample.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,10 +186,16 @@ dm_status labels_from_ids(const dm_grid *grid, const int32_t *ids, const label_n
     return status;
 }
 
-dm_status dm_labels_create(const dm_grid *grid, const int32_t *ids, dm_labels **labels,
-                           dm_error *err)
+dm_status dm_labels_create(const dm_grid *grid, const int32_t *ids, const char *names_path,
+                           dm_labels **labels, dm_error *err)
 {
-    return labels_from_ids(grid, ids, NULL, labels, err);
+    label_names names = {0};
+    *labels = NULL;
+    dm_status status = names_path ? label_names_read(names_path, &names, err) : DM_OK;
+    if (status == DM_OK)
+        status = labels_from_ids(grid, ids, &names, labels, err);
+    label_names_clear(&names);
+    return status;
 }
 
 dm_status structure_from_mask(label_structure *structure, const dm_grid *grid, const uint8_t *mask,
@@ -211,6 +217,72 @@ dm_status structure_from_mask(label_structure *structure, const dm_grid *grid, c
         }
     return DM_OK;
 }
+
+/* ---- Names that callers give ---------------------------------------------------------------- */
+
+/* A name for structure `s`: one that tables can hold, and none of the others. */
+static dm_status check_name(const dm_labels *labels, size_t s, const char *name, dm_error *err)
+{
+    const int id = (int)labels->structures[s].id;
+    if (!name || !label_name_usable(name))
+        return error_set(err, DM_ERROR_VALUE, NULL, "give it a printable name in UTF-8",
+                         "the name of structure %d is empty, has control characters or is not "
+                         "UTF-8",
+                         id);
+    for (size_t i = 0; i < labels->count; i++) {
+        const label_structure *other = &labels->structures[i];
+        if (i != s && other->name && strcmp(other->name, name) == 0)
+            return error_set(err, DM_ERROR_VALUE, NULL, "give each structure a name of its own",
+                             "structures %d and %d would both be called '%s'", (int)other->id, id,
+                             name);
+    }
+    return DM_OK;
+}
+
+dm_status dm_labels_create_masks(const dm_grid *grid, size_t n, const char *const *names,
+                                 const uint8_t *const *masks, dm_labels **labels, dm_error *err)
+{
+    *labels = NULL;
+    if (n > MAX_STRUCTURES)
+        return error_set(err, DM_ERROR_VALUE, NULL, "use fewer masks", "%zu masks are more than %d",
+                         n, MAX_STRUCTURES);
+    dm_status status = labels_new(grid, n, labels, err);
+    for (size_t s = 0; status == DM_OK && s < n; s++) {
+        label_structure *structure = &(*labels)->structures[s];
+        structure->id = (int32_t)s + 1;
+        status = check_name(*labels, s, names[s], err);
+        if (status == DM_OK)
+            status = structure_name(structure, names[s], err);
+        if (status == DM_OK)
+            status = structure_from_mask(structure, &(*labels)->grid, masks[s], err);
+    }
+    if (status != DM_OK) {
+        dm_labels_free(*labels);
+        *labels = NULL;
+    }
+    return status;
+}
+
+dm_status dm_labels_rename(dm_labels *labels, int32_t id, const char *name, dm_error *err)
+{
+    size_t s = 0;
+    while (s < labels->count && labels->structures[s].id != id)
+        s++;
+    if (s == labels->count)
+        return error_set(err, DM_ERROR_VALUE, NULL, "name a structure that the labels have",
+                         "the labels have no structure %d", (int)id);
+    char *before = labels->structures[s].name;
+    dm_status status = check_name(labels, s, name, err);
+    if (status == DM_OK)
+        status = structure_name(&labels->structures[s], name, err);
+    if (status == DM_OK)
+        free(before);
+    else
+        labels->structures[s].name = before;
+    return status;
+}
+
+/* ---- Looking -------------------------------------------------------------------------------- */
 
 const dm_grid *dm_labels_grid(const dm_labels *labels)
 {

@@ -45,7 +45,7 @@ static inline predict_case case_of(dm_model *model, size_t x, size_t y, size_t z
     assert_non_null(ids);
     for (size_t i = 0; i < c.voxels; i++)
         ids[i] = i % 5 == 0 ? 1 : i > c.voxels / 2 ? 2 : 0;
-    no_error(dm_labels_create(&c.pet->grid, ids, &c.labels, &err), &err);
+    no_error(dm_labels_create(&c.pet->grid, ids, NULL, &c.labels, &err), &err);
     free(ids);
     c.options.device = "cuda";
     return c;

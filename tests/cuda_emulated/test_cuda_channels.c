@@ -87,7 +87,7 @@ static predict_case pet_ct_case(const channels_case *k)
     assert_non_null(ids);
     for (size_t i = 0; i < c.voxels; i++)
         ids[i] = (int32_t)(i % 3);
-    no_error(dm_labels_create(&c.pet->grid, ids, &c.labels, &err), &err);
+    no_error(dm_labels_create(&c.pet->grid, ids, NULL, &c.labels, &err), &err);
     free(ids);
     c.options.overlap = k->overlap;
     c.options.nan_to_zero = k->nan_to_zero;

@@ -45,7 +45,7 @@ static predict_case turned_case(const double *voxel_mm, int orientation, const s
     assert_non_null(ids);
     for (size_t i = 0; i < c.voxels; i++)
         ids[i] = (int32_t)(i % 4);
-    no_error(dm_labels_create(&grid, ids, &c.labels, &err), &err);
+    no_error(dm_labels_create(&grid, ids, NULL, &c.labels, &err), &err);
     free(ids);
     return c;
 }

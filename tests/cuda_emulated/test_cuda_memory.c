@@ -138,7 +138,7 @@ static void check_shortage(const double *voxel_mm, int orientation)
     int32_t *ids = calloc(c.voxels, sizeof *ids);
     for (size_t i = 0; i < c.voxels; i++)
         ids[i] = (int32_t)(i % 3);
-    no_error(dm_labels_create(&grid, ids, &c.labels, &err), &err);
+    no_error(dm_labels_create(&grid, ids, NULL, &c.labels, &err), &err);
     free(ids);
     c.options.overlap = 0.25;
     c.options.batch = 32;

@@ -171,7 +171,7 @@ static dm_prediction *make(double activity_gbq, bool with_labels)
     int32_t *ids = calloc(64000, sizeof *ids);
     for (size_t i = 5000; i < 15000; i++)
         ids[i] = 2;
-    no_error(dm_labels_create(&pet->grid, ids, &labels, &err), &err);
+    no_error(dm_labels_create(&pet->grid, ids, NULL, &labels, &err), &err);
     options.activity_gbq = activity_gbq;
     dm_prediction *prediction = predict(model, &options, pet, with_labels ? labels : NULL);
     free(ids);

@@ -305,6 +305,29 @@ static void run_dvh(scenario_outcome *outcome)
     dm_volume_free(dose);
 }
 
+/* From ids with a table of names, and from masks, one of which gets another name. */
+static void run_labels_in_memory(scenario_outcome *outcome)
+{
+    static const dm_grid grid = {.dim = {3, 2, 1}, .affine = {{1}, {0, 1}, {0, 0, 1}}};
+    static const int32_t ids[6] = {3, 3, 0, 9, 5, 5};
+    static const uint8_t mask[6] = {1, 0, 1, 1, 1, 0};
+    dm_error err = {0};
+    dm_labels *labels = NULL, *masks = NULL;
+    dm_status status = dm_labels_create(&grid, ids, "in/names.json", &labels, &err);
+    if (status == DM_OK)
+        status = dm_labels_create_masks(&grid, 2, (const char *const[]){"a", "b"},
+                                        (const uint8_t *const[]){mask, mask}, &masks, &err);
+    if (status == DM_OK) {
+        status = dm_labels_rename(masks, 2, "kidney", &err);
+        add_text(outcome, dm_labels_name(masks, 1)); /* its old name after a failure */
+    }
+    for (size_t s = 0; labels && s < dm_labels_count(labels); s++)
+        add_text(outcome, dm_labels_name(labels, s));
+    finish(outcome, status, &err);
+    dm_labels_free(labels);
+    dm_labels_free(masks);
+}
+
 static void run_describe(scenario_outcome *outcome)
 {
     dm_error err = {0};
@@ -528,6 +551,7 @@ const scenario scenarios[] = {
     {"predict with a CT", run_with_ct, .all_or_nothing = true},
     {"DVH", .run = run_dvh},
     {"DVH over earlier tables", .run = run_dvh, .run_before = run_dvh},
+    {"labels in memory", .run = run_labels_in_memory},
     {"describe", .run = run_describe},
     {"forward", run_forward, .all_or_nothing = true},
     {"doctor", run_doctor, .reports_files = true},

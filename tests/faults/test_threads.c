@@ -132,7 +132,7 @@ static void test_results_do_not_depend_on_other_threads(void **state)
     int32_t ids[21 * 18 * 17] = {0};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i += 3)
         ids[i] = i % 4 == 1 ? 5 : 2;
-    no_error(dm_labels_create(&pet->grid, ids, &labels, &err), &err);
+    no_error(dm_labels_create(&pet->grid, ids, NULL, &labels, &err), &err);
     for (int i = 0; i < JOBS; i++) {
         jobs[i] = (job){models[i % 2], pet, labels, plain_options(), .rounds = 1};
         jobs[i].options.threads = 3;

@@ -36,7 +36,7 @@ static dm_status compute(const dm_grid *grid, float *dose, const int32_t *ids,
 {
     dm_labels *labels = NULL;
     dm_volume *volume = NULL;
-    assert_int_equal(dm_labels_create(grid, ids, &labels, err), DM_OK);
+    assert_int_equal(dm_labels_create(grid, ids, NULL, &labels, err), DM_OK);
     assert_int_equal(dm_volume_view(grid, dose, &volume, err), DM_OK);
     dm_status status = dm_dvh_compute(volume, labels, options, dvh, err);
     dm_volume_free(volume);
@@ -408,7 +408,7 @@ static void test_bad_arguments(void **state)
     dm_dvh *dvh = NULL;
     dm_labels *labels = NULL;
     dm_volume *volume = NULL;
-    assert_int_equal(dm_labels_create(&grid, ids, &labels, &err), DM_OK);
+    assert_int_equal(dm_labels_create(&grid, ids, NULL, &labels, &err), DM_OK);
     assert_int_equal(dm_volume_view(&other, dose, &volume, &err), DM_OK);
     assert_int_equal(dm_dvh_compute(volume, labels, NULL, &dvh, &err), DM_ERROR_VALUE);
     assert_null(dvh);

@@ -42,7 +42,7 @@ static int begin(void **state)
     p.pet = make_pet(9, 8, 7);
     for (size_t i = 50; i < 150; i++)
         ids[i] = 2;
-    no_error(dm_labels_create(&p.pet->grid, ids, &p.labels, &err), &err);
+    no_error(dm_labels_create(&p.pet->grid, ids, NULL, &p.labels, &err), &err);
     no_error(dm_volume_write(p.pet, in(&p, "pet.nii.gz"), 1, &err), &err);
     *state = &p;
     return 0;

@@ -291,7 +291,7 @@ static void test_labels(void **state)
         mean += (double)pet->data[i] / 100;
     }
     dm_labels *labels = NULL;
-    no_error(dm_labels_create(&pet->grid, ids, &labels, &err), &err);
+    no_error(dm_labels_create(&pet->grid, ids, NULL, &labels, &err), &err);
     dm_predict_options options = plain_options();
     dm_prediction *p = predict(model, &options, pet, labels);
     assert_int_equal(dm_dvh_count(dm_prediction_dvh(p)), 1);

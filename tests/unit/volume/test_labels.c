@@ -33,7 +33,7 @@ static dm_labels *make(const dm_grid *grid, const int32_t *ids)
 {
     dm_labels *labels = NULL;
     dm_error err = {0};
-    if (dm_labels_create(grid, ids, &labels, &err) != DM_OK)
+    if (dm_labels_create(grid, ids, NULL, &labels, &err) != DM_OK)
         fail_msg("%s; %s", err.what, err.remedy);
     return labels;
 }
@@ -151,7 +151,7 @@ static void test_number_of_structures_is_bounded(void **state)
         ids[i] = INT32_MAX - MOST + i;
     dm_labels *labels = (dm_labels *)&grid;
     dm_error err = {0};
-    assert_int_equal(dm_labels_create(&grid, ids, &labels, &err), DM_ERROR_VALUE);
+    assert_int_equal(dm_labels_create(&grid, ids, NULL, &labels, &err), DM_ERROR_VALUE);
     assert_null(labels);
     assert_non_null(strstr(err.what, "65536"));
     assert_true(err.remedy[0]);
@@ -183,7 +183,7 @@ static void refuse_grid(dm_grid grid, const char *what)
     const dm_grid good = plain_grid(2, 2, 2);
     dm_labels *labels = (dm_labels *)&grid, *source = make(&good, ids), *moved = labels;
     dm_error err = {0};
-    assert_int_equal(dm_labels_create(&grid, ids, &labels, &err), DM_ERROR_VALUE);
+    assert_int_equal(dm_labels_create(&grid, ids, NULL, &labels, &err), DM_ERROR_VALUE);
     assert_null(labels);
     if (!strstr(err.what, what))
         fail_msg("'%s' does not say '%s'", err.what, what);
