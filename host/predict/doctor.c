@@ -104,6 +104,7 @@ static json_t *library_facts(void)
 static json_t *cpu_facts(void)
 {
     char name[128];
+    const size_t memory = available_memory();
     json_t *features = json_object(), *precisions = json_array();
     for (int f = 0; f < CPU_FEATURE_COUNT; f++)
         json_put(&features, cpu_feature_name((cpu_feature)f),
@@ -111,8 +112,10 @@ static json_t *cpu_facts(void)
     for (int p = DM_PRECISION_FLOAT32; p <= DM_PRECISION_FP16; p++)
         if (cpu_backend.supports("cpu", (dm_precision)p))
             json_push(&precisions, json_string(precision_name((dm_precision)p)));
-    return json_pack("{s:s, s:I, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
-                     (json_int_t)cores_or(0), "features", features, "precisions", precisions);
+    return json_pack("{s:s, s:I, s:o, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
+                     (json_int_t)cores_or(0), "memory",
+                     memory == SIZE_MAX ? json_null() : json_integer((json_int_t)memory),
+                     "features", features, "precisions", precisions);
 }
 
 static json_t *model_facts(void)
@@ -150,20 +153,43 @@ static json_t *cuda_capability(const int capability[2])
     return json_string_or_null(capability[0] > 0 ? text : NULL);
 }
 
-/* All that was found until something was missing. */
+/* Device `number` as --device names it, and whether it can be used. */
+static json_t *gpu_facts(int number, const cuda_facts *found, dm_status status, const dm_error *err)
+{
+    char name[32];
+    bool usable = status == DM_OK;
+    snprintf(name, sizeof name, "cuda:%d", number);
+    return json_pack("{s:s, s:o, s:o, s:I, s:b, s:o, s:o}", "name", name, "device",
+                     json_string_or_null(if_known(found->device)), "compute_capability",
+                     cuda_capability(found->capability), "memory", (json_int_t)found->memory,
+                     "usable", (int)usable, "problem",
+                     json_string_or_null(usable ? NULL : err->what), "remedy",
+                     json_string_or_null(usable ? NULL : err->remedy));
+}
+
+/* All that was found until something was missing; of the first device, but for the list. */
 static json_t *cuda_device_facts(void)
 {
     const cuda_module *module;
     cuda_facts found = {0};
     dm_error err = {0};
     bool emulated = false;
+    json_t *gpus = json_array();
     dm_status status = cuda_module_load(&module, &err);
     if (status == DM_OK) {
         emulated = module->emulated;
         status = module->probe(0, &found, &err);
+        if (found.devices > 0)
+            json_push(&gpus, gpu_facts(0, &found, status, &err));
+        for (int i = 1; i < found.devices; i++) {
+            cuda_facts other = {0};
+            dm_error problem = {0};
+            dm_status outcome = module->probe(i, &other, &problem);
+            json_push(&gpus, gpu_facts(i, &other, outcome, &problem));
+        }
     }
     bool usable = status == DM_OK;
-    return json_pack("{s:b, s:o, s:o, s:o, s:b, s:o, s:i, s:o, s:I, s:o, s:o, s:o}", "usable",
+    return json_pack("{s:b, s:o, s:o, s:o, s:b, s:o, s:i, s:o, s:I, s:o, s:o, s:o, s:o}", "usable",
                      (int)usable, "problem", json_string_or_null(usable ? NULL : err.what),
                      "remedy", json_string_or_null(usable ? NULL : err.remedy), "module",
                      json_string_or_null(cuda_module_path()), "emulated", (int)emulated, "device",
@@ -171,7 +197,7 @@ static json_t *cuda_device_facts(void)
                      "compute_capability", cuda_capability(found.capability), "memory",
                      (json_int_t)found.memory, "driver", cuda_version(found.driver), "runtime",
                      cuda_version(found.runtime), "cudnn",
-                     json_string_or_null(if_known(found.cudnn)));
+                     json_string_or_null(if_known(found.cudnn)), "gpus", gpus);
 }
 
 json_t *doctor_facts(void)
@@ -207,6 +233,25 @@ static void print_list(FILE *out, const char *title, const json_t *list)
     fputc('\n', out);
 }
 
+/* Where there are several; the first one is told about already. */
+static void print_gpus(FILE *out, const json_t *gpus)
+{
+    if (json_array_size(gpus) > 1)
+        fprintf(out,
+                "GPUs         %zu: --device cuda:0 is the one above, cuda:all shares volumes "
+                "between all\n",
+                json_array_size(gpus));
+    for (size_t i = 1; i < json_array_size(gpus); i++) {
+        const json_t *gpu = json_array_get(gpus, i);
+        char memory[SIZE_TEXT];
+        bool usable = json_is_true(json_object_get(gpu, "usable"));
+        fprintf(out, "%-12s %s, compute capability %s, %s%s%s\n", member(gpu, "name"),
+                member(gpu, "device"), member(gpu, "compute_capability"),
+                size_text((double)json_integer_value(json_object_get(gpu, "memory")), memory),
+                usable ? "" : ": ", usable ? "" : member(gpu, "problem"));
+    }
+}
+
 static void print_cuda(FILE *out, const json_t *cuda)
 {
     bool usable = json_is_true(json_object_get(cuda, "usable"));
@@ -229,12 +274,7 @@ static void print_cuda(FILE *out, const json_t *cuda)
     double bytes = (double)json_integer_value(json_object_get(cuda, "memory"));
     fprintf(out, "GPU          %s, compute capability %s, %s\n", member(cuda, "device"),
             member(cuda, "compute_capability"), size_text(bytes, memory));
-    long long devices = (long long)json_integer_value(json_object_get(cuda, "devices"));
-    if (devices > 1)
-        fprintf(out,
-                "GPUs         %lld: --device cuda:0 is the one above, cuda:all shares volumes "
-                "between all\n",
-                devices);
+    print_gpus(out, json_object_get(cuda, "gpus"));
     fprintf(out, "cuDNN        %s\n", member(cuda, "cudnn"));
 }
 
@@ -243,6 +283,8 @@ static void print_facts(FILE *out, const json_t *facts)
     const json_t *libraries = json_object_get(facts, "libraries");
     const json_t *cpu = json_object_get(facts, "cpu"), *cuda = json_object_get(facts, "cuda");
     const json_t *model = json_object_get(facts, "model");
+    const json_t *memory = json_object_get(cpu, "memory");
+    char size[SIZE_TEXT];
     fprintf(out, "dosemap      %s\n", member(facts, "version"));
     fprintf(out, "network      %s\n", member(libraries, "network"));
     fprintf(out, "compression  %s\n", member(libraries, "compression"));
@@ -251,6 +293,9 @@ static void print_facts(FILE *out, const json_t *facts)
     fprintf(out, "CPU          %s\n", member(cpu, "name"));
     fprintf(out, "threads      %lld\n",
             (long long)json_integer_value(json_object_get(cpu, "threads")));
+    fprintf(out, "memory       %s\n",
+            json_is_integer(memory) ? size_text((double)json_integer_value(memory), size)
+                                    : "unknown");
     print_list(out, "features     ", json_object_get(cpu, "features"));
     print_list(out, "precisions   ", json_object_get(cpu, "precisions"));
     print_cuda(out, cuda);

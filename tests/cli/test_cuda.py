@@ -488,6 +488,26 @@ def test_doctor_names_the_device() -> None:
     assert "GPUs         3:" in dosemap("doctor", env=settings(devices=3)).stdout
 
 
+def test_doctor_lists_all_devices() -> None:
+    """Each with its own memory and whether it can be used; the first one's are the report's."""
+    env = settings(devices=3, memory="1000000000,2000000000,3000000000", capability="9.0,7.5,8.6")
+    report = json.loads(dosemap("doctor", "--json", env=env).stdout)["cuda"]
+    gpus = report["gpus"]
+    assert [gpu["name"] for gpu in gpus] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [gpu["memory"] for gpu in gpus] == [1000000000, 2000000000, 3000000000]
+    assert [gpu["compute_capability"] for gpu in gpus] == ["9.0", "7.5", "8.6"]
+    assert [gpu["usable"] for gpu in gpus] == [True, False, True]
+    assert [gpu["problem"] is None for gpu in gpus] == [True, False, True]
+    assert "7.5" in gpus[1]["problem"] and "--device cpu" in gpus[1]["remedy"]
+    same = ("device", "memory", "compute_capability", "usable", "problem", "remedy")
+    assert {key: gpus[0][key] for key in same} == {key: report[key] for key in same}
+    text = dosemap("doctor", env=env).stdout.splitlines()
+    (second,) = (line for line in text if line.startswith("cuda:1 "))
+    (third,) = (line for line in text if line.startswith("cuda:2 "))
+    assert gpus[1]["problem"] in second and third.endswith(" 2.8 GiB")
+    assert len(json.loads(dosemap("doctor", "--json", env=settings()).stdout)["cuda"]["gpus"]) == 1
+
+
 # ---- Who computes convolutions ------------------------------------------------------------------
 
 
