@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/make_example and the small NIfTI module that it writes with. numpy only."""
+"""The example PET, its commands, and the small NIfTI module that it writes with. numpy only."""
 
 import json
 import subprocess
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dosemap_tools import nifti
+from dosemap_tools import example, nifti, phantom
 from images import ORIENTATIONS, RAS_AFFINE, back_from, stored_as, uptake
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+MAKE = str(ROOT / "tools/make_example")
+
+
 def make(folder, *options):
-    command = [sys.executable, str(ROOT / "tools/make_example"), str(folder), *options]
+    command = [sys.executable, MAKE, str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
@@ -57,6 +60,40 @@ def test_seed(tmp_path):
     assert contents[0] == contents[1]
     assert contents[0][0] != contents[2][0]
     assert contents[0][1:] == contents[2][1:]
+
+
+def test_files_are_the_same_by_command_and_by_import(tmp_path, capsys):
+    by_launcher = make(tmp_path / "launcher")
+    assert example.main([str(tmp_path / "command")]) == 0
+    by_command = capsys.readouterr().out.split()
+    by_import = phantom.write(tmp_path / "import")
+    for paths in zip(by_launcher, by_command, by_import, strict=True):
+        contents = {Path(path).read_bytes() for path in paths}
+        assert len(contents) == 1, paths
+
+
+def test_without_numpy(tmp_path):
+    # As on a machine where numpy was never installed: importing it fails.
+    program = f"""
+import runpy, sys
+sys.modules["numpy"] = None
+sys.argv = ["make_example", {str(tmp_path / "demo")!r}]
+runpy.run_path({MAKE!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("dosemap-example: numpy is missing")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_refusals(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert example.main([str(tmp_path / "file/folder")]) == 1
+    assert str(tmp_path / "file/folder") in capsys.readouterr().err
+    assert example.main([str(tmp_path / "new"), "--seed=-1"]) == 1
+    assert "non-negative" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8"])
