@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # While a package is being made: every shared library that packed_files load, but glibc's, which has
 # to fit the kernel and the loader of the machine, into bundle_libraries; and where each is from,
-# with its licence, into bundle_licences. package.cmake sets these.
+# with its licence, into bundle_licences. package.cmake and wheel.cmake set these. A wheel is given
+# its libraries by auditwheel (bundle_libraries is empty), which leaves those of the compiler out.
+set(compilers_own "")
+if(NOT bundle_libraries)
+    set(compilers_own "^lib(gcc_s|stdc\\+\\+)\\.so")
+endif()
 file(GET_RUNTIME_DEPENDENCIES
     LIBRARIES ${packed_files}
     RESOLVED_DEPENDENCIES_VAR found
     UNRESOLVED_DEPENDENCIES_VAR missing
     PRE_EXCLUDE_REGEXES "^libdosemap" "^linux-vdso" "^ld-linux"
-        "^lib(c|m|dl|rt|pthread|resolv|mvec|util)\\.so")
+        "^lib(c|m|dl|rt|pthread|resolv|mvec|util)\\.so"
+        ${compilers_own})
 if(missing)
     message(FATAL_ERROR "These libraries are needed and not found: ${missing}")
 endif()
@@ -39,8 +45,9 @@ foreach(library ${found})
     get_filename_component(name ${library} NAME)
     file(REAL_PATH ${library} file)
     package_of(${file} package version)
-    file(INSTALL DESTINATION ${bundle_libraries} TYPE FILE RENAME ${name}
-         FILES ${file})
+    if(bundle_libraries)
+        file(INSTALL DESTINATION ${bundle_libraries} TYPE FILE RENAME ${name} FILES ${file})
+    endif()
     file(INSTALL DESTINATION ${bundle_licences} TYPE FILE RENAME ${package}.txt
          FILES /usr/share/doc/${package}/copyright)
     string(APPEND table "${name}\t${package}\t${version}\n")

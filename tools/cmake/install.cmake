@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # The program, the library with its header, find_package(dosemap), dosemap.pc, the shipped weights and
-# shell completion.
+# shell completion. The component `program` is what runs; the Python package takes no more of it.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS dosemap EXPORT dosemapTargets
-        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT program
+        NAMELINK_COMPONENT Unspecified
         PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 set_target_properties(dosemap_cli PROPERTIES
     INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
-install(TARGETS dosemap_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(TARGETS dosemap_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
 
 set(config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/dosemap)
 install(EXPORT dosemapTargets NAMESPACE dosemap:: DESTINATION ${config_dir}
@@ -24,7 +25,7 @@ configure_file(tools/cmake/dosemap.pc.in dosemap.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/dosemap.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 file(GLOB shipped_weights CONFIGURE_DEPENDS weights/*.safetensors.zst)
-install(FILES ${shipped_weights} DESTINATION ${CMAKE_INSTALL_DATADIR}/dosemap)
+install(FILES ${shipped_weights} DESTINATION ${CMAKE_INSTALL_DATADIR}/dosemap COMPONENT program)
 install(FILES LICENSE README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 # Completion is printed by the program itself.

@@ -107,7 +107,7 @@ def _add_proof(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="N", type=int, default=0, help="of the random patches, default 0")
     files = "a real patch: .npy or NIfTI, in the input's quantity; once for each input"
     add("--patch-file", metavar="[PORT=]FILE", action="append", default=[], help=files)
-    add("--dosemap", metavar="PROGRAM", help="default $DOSEMAP_BIN, or dosemap on PATH")
+    add("--dosemap", metavar="PROGRAM", help="default $DOSEMAP_BIN, the one installed, or on PATH")
 
 
 # Asking -------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (NetworkImportError, weights_file.WeightsFileError) as error:
         return _fail(error, FAILED)
     except ImportError as error:
-        wanted = f"pip install './tools[import]', or './tools[import,torch]' for {_TORCH_FILES}"
+        wanted = f"pip install 'dosemap[import]', or 'dosemap[import,torch]' for {_TORCH_FILES}"
         return _fail(f"{error}; what an import needs: {wanted}", FAILED)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

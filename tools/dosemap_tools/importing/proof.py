@@ -33,6 +33,7 @@ from dosemap_tools.importing.network import (
     Tensor,
 )
 from dosemap_tools.importing.ports import UsageError, apply_intensity
+from dosemap_tools.program import bundled_program
 
 TOLERANCE = 1e-5  # relative L2 of float32 weights
 # What rounding the weights may change, relative L2. An element is off by up to 2^-11 and 2^-8 of
@@ -168,7 +169,7 @@ def real_patch(statement: Statement, files: Sequence[str]) -> dict[str, np.ndarr
 
 # The two sides ------------------------------------------------------------------------------------
 def find_program(given: str | None) -> str:
-    """Return the dosemap program: the one named, $DOSEMAP_BIN, on PATH, or this tree's build."""
+    """Return the dosemap program: named, $DOSEMAP_BIN, installed with this, on PATH, or built."""
     for name, value in (("--dosemap", given), ("$DOSEMAP_BIN", os.environ.get("DOSEMAP_BIN"))):
         if value:
             found = shutil.which(value)
@@ -178,6 +179,8 @@ def find_program(given: str | None) -> str:
                     remedy="name the dosemap program",
                 )
             return found
+    if (bundled := bundled_program()) is not None:
+        return str(bundled)
     built = Path(__file__).resolve().parents[3] / "build/cpu/host/dosemap"
     found = shutil.which("dosemap") or shutil.which(str(built))
     if found is None:
