@@ -426,6 +426,7 @@ typedef struct dm_patient {
                                 DM_QUANTITY_HU; else NULL */
     const dm_ct_info *ct_info; /* for the provenance; may be NULL */
     const dm_labels *labels;   /* structures on the PET's grid, or NULL */
+    double activity_gbq;       /* of this patient's therapy; 0: that of the options */
 } dm_patient;
 
 typedef enum dm_blend { DM_BLEND_GAUSSIAN = 0, DM_BLEND_CONSTANT = 1 } dm_blend;
@@ -458,7 +459,8 @@ typedef struct dm_predict_options {
     unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
     unsigned batch;               /* windows per call of the network; 0: chosen; the CPU runs one */
     dm_convolutions convolutions; /* AUTO but on a CUDA device */
-    double activity_gbq;          /* therapy activity: the map is Gy; NAN: Gy/GBq */
+    double activity_gbq;          /* therapy activity, where a dm_patient has none of its own: the
+                                     map is Gy; NAN: Gy/GBq */
     bool nan_to_zero;             /* take NaN and Inf voxels as 0 instead of failing */
     const double *v_thresholds;   /* for Vx of the DVHs */
     size_t n_v_thresholds;
@@ -492,8 +494,8 @@ DM_API bool dm_predictor_reserve(dm_predictor *predictor, const dm_grid *grid,
 typedef struct dm_prediction dm_prediction;
 
 /* The dose map lies on the PET's grid. Errors: VALUE (images missing, not wanted, on another grid or
- * with values that are no numbers; quantification), MEMORY before anything is computed where it
- * needs more memory than options.memory_bytes allows. */
+ * with values that are no numbers; quantification; the patient's activity), MEMORY before anything
+ * is computed where it needs more memory than options.memory_bytes allows. */
 DM_API dm_status dm_predictor_run(dm_predictor *predictor, const dm_patient *patient,
                                   dm_prediction **prediction, dm_error *err);
 DM_API void dm_prediction_free(dm_prediction *prediction);

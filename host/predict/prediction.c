@@ -78,7 +78,7 @@ static json_t *pet_facts(const provenance_facts *f)
     bool uptake = p->model->graph.inputs[p->pet_input].quantity == DM_QUANTITY_UPTAKE;
     return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
                      units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
-                     json_real_or_null(f->pet_factor), "BodyWeightKg",
+                     json_real_or_null(f->volume->factor), "BodyWeightKg",
                      json_real_or_null(info->body_weight_kg), "InjectedMBq",
                      json_real_or_null(info->injected_mbq), "ResidualMBq",
                      json_real_or_null(info->residual_mbq), "DecayCorrectedTo",
@@ -140,14 +140,14 @@ static json_t *option_facts(const provenance_facts *f)
     const dm_predictor *p = f->predictor;
     return json_pack(
         "{s:o, s:o, s:b, s:b, s:f, s:s, s:o, s:s, s:s, s:I, s:I, s:o, s:o}", "Tile",
-        counts(f->tiling->tile), "TrainingPatch", counts(p->model->graph.patch), "TileChosen",
+        counts(f->volume->tiles.tile), "TrainingPatch", counts(p->model->graph.patch), "TileChosen",
         (int)(p->options.tile[0] == DM_TILE_AUTO), "ForceTile", (int)p->options.force_tile,
-        "Overlap", f->window->overlap, "Blend",
+        "Overlap", f->volume->window.overlap, "Blend",
         p->options.blend == DM_BLEND_GAUSSIAN ? "gaussian" : "constant", "SkipAir",
         isfinite(p->skip_air) ? json_real_or_null(p->skip_air) : json_string("off"), "Precision",
         precision_name(p->precision), "Convolutions", convolutions_name(p->options.convolutions),
-        "Batch", (json_int_t)f->result->batch, "MemoryNeeded", (json_int_t)f->window->memory_bytes,
-        "MemoryLimit",
+        "Batch", (json_int_t)f->result->batch, "MemoryNeeded",
+        (json_int_t)f->volume->window.memory_bytes, "MemoryLimit",
         isfinite(p->memory_limit) ? json_integer((json_int_t)p->memory_limit) : json_null(),
         "DeviceMemory",
         f->result->device_bytes ? json_integer((json_int_t)f->result->device_bytes) : json_null());
@@ -155,7 +155,7 @@ static json_t *option_facts(const provenance_facts *f)
 
 static json_t *grid_facts(const provenance_facts *f)
 {
-    const grid_map *map = f->map;
+    const grid_map *map = &f->volume->map;
     return json_pack("{s:s, s:o, s:[f,f,f], s:b}", "Orientation",
                      f->predictor->model->graph.orientation, "Size", counts(map->dim), "VoxelMm",
                      map->spacing_mm[0], map->spacing_mm[1], map->spacing_mm[2], "Resampled",
@@ -178,17 +178,18 @@ json_t *provenance_make(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
     const predict_result *r = f->result;
-    bool per_activity = isnan(p->options.activity_gbq);
+    const double activity_gbq = f->volume->activity_gbq;
     json_t *root = json_pack(
         "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:I, s:{s:I, "
         "s:I}, s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
-        "Description", DESCRIPTION, "Units", per_activity ? "Gy/GBq" : "Gy", "TherapyActivityGBq",
-        json_real_or_null(p->options.activity_gbq), "PET", pet_facts(f), "CT", ct_facts(f), "Model",
-        model_facts(p), "Options", option_facts(f), "ModelGrid", grid_facts(f), "Backend",
-        p->backend->name, "Device", p->backend->description(p->state), "Tuning", tuning_facts(r),
-        "Threads", (json_int_t)p->threads, "Windows", "Run", (json_int_t)r->windows_run, "Skipped",
-        (json_int_t)r->windows_skipped, "Seconds", second_facts(f));
+        "Description", DESCRIPTION, "Units", isnan(activity_gbq) ? "Gy/GBq" : "Gy",
+        "TherapyActivityGBq", json_real_or_null(activity_gbq), "PET", pet_facts(f), "CT",
+        ct_facts(f), "Model", model_facts(p), "Options", option_facts(f), "ModelGrid",
+        grid_facts(f), "Backend", p->backend->name, "Device", p->backend->description(p->state),
+        "Tuning", tuning_facts(r), "Threads", (json_int_t)p->threads, "Windows", "Run",
+        (json_int_t)r->windows_run, "Skipped", (json_int_t)r->windows_skipped, "Seconds",
+        second_facts(f));
     if (volume_had_extensions(f->patient->pet))
         json_put(&root, "HeaderExtensions", json_string("not copied"));
     return root;

@@ -26,14 +26,23 @@ void dm_predict_options_init(dm_predict_options *options)
 
 /* ---- Checks --------------------------------------------------------------------------------- */
 
+static dm_status check_activity(double gbq, dm_error *err)
+{
+    /* What doses are multiplied by is a float: not 0 there either. */
+    if (gbq > 0 && gbq <= FLT_MAX && (float)gbq > 0)
+        return DM_OK;
+    return error_set(err, DM_ERROR_VALUE, NULL, "give --activity in GBq, above 0",
+                     "therapy activity %g GBq is out of range", gbq);
+}
+
 static dm_status check_options(const dm_predict_options *o, dm_error *err)
 {
+    dm_status status = isnan(o->activity_gbq) ? DM_OK : check_activity(o->activity_gbq, err);
+    if (status != DM_OK)
+        return status;
     if (!isnan(o->overlap) && !(o->overlap >= 0 && o->overlap <= 0.9))
         return error_set(err, DM_ERROR_VALUE, NULL, "give --overlap a share from 0 to 0.9",
                          "overlap %g is out of range", o->overlap);
-    if (!isnan(o->activity_gbq) && !(o->activity_gbq > 0 && o->activity_gbq <= FLT_MAX))
-        return error_set(err, DM_ERROR_VALUE, NULL, "give --activity in GBq, above 0",
-                         "therapy activity %g GBq is out of range", o->activity_gbq);
     if (o->skip_air == INFINITY)
         return error_set(err, DM_ERROR_VALUE, NULL, "give --skip-air a number, or 'off'",
                          "a skip-air threshold of %g would run nothing", o->skip_air);
@@ -371,6 +380,15 @@ static dm_status pet_factor(const dm_predictor *p, const dm_pet_info *info, doub
     return status;
 }
 
+/* The patient's, else the options'; NAN: the map is per activity. */
+static dm_status therapy_activity(const dm_predictor *p, const dm_patient *patient, double *gbq,
+                                  dm_error *err)
+{
+    bool own = patient->activity_gbq != 0;
+    *gbq = own ? patient->activity_gbq : p->options.activity_gbq;
+    return own ? check_activity(*gbq, err) : DM_OK;
+}
+
 static double now(void)
 {
     struct timespec t;
@@ -393,18 +411,17 @@ static void set_channels(const dm_predictor *p, const dm_patient *patient, doubl
     }
 }
 
-static predict_job make_job(const dm_predictor *p, const dm_patient *patient, const grid_map *map,
-                            const tiling *tiles)
+static predict_job make_job(const dm_predictor *p, const dm_patient *patient, const volume_job *v)
 {
     const dm_predict_options *o = &p->options;
-    bool per_activity = isnan(o->activity_gbq);
+    bool per_activity = isnan(v->activity_gbq);
     return (predict_job){.pet = patient->pet,
                          .nan_to_zero = o->nan_to_zero,
-                         .map = map,
-                         .tiling = tiles,
+                         .map = &v->map,
+                         .tiling = &v->tiles,
                          .output_intensity = &p->model->graph.outputs[p->output].intensity,
                          .skip_air = (float)p->skip_air,
-                         .output_factor = per_activity ? 1 : (float)o->activity_gbq,
+                         .output_factor = per_activity ? 1 : (float)v->activity_gbq,
                          .batch = p->batch,
                          .labels = patient->labels,
                          .dvh_options = {.v_thresholds = p->v_thresholds,
@@ -441,12 +458,14 @@ static dm_status make_prediction(const provenance_facts *facts, predict_result *
 dm_status volume_job_make(dm_predictor *p, const dm_patient *patient, volume_job *v, dm_error *err)
 {
     const graph *g = &p->model->graph;
-    *v = (volume_job){.factor = NAN};
+    *v = (volume_job){.factor = NAN, .activity_gbq = NAN};
     dm_status status = check_pet(p, patient, err);
     if (status == DM_OK)
         status = check_ct(p, patient, err);
     if (status == DM_OK)
         status = pet_factor(p, patient->info, &v->factor, err);
+    if (status == DM_OK)
+        status = therapy_activity(p, patient, &v->activity_gbq, err);
     if (status == DM_OK)
         status = grid_map_make(&patient->pet->grid, g->orientation,
                                g->has_voxel_mm ? g->voxel_mm : NULL, &v->map, err);
@@ -458,7 +477,7 @@ dm_status volume_job_make(dm_predictor *p, const dm_patient *patient, volume_job
         status = tiling_make(v->map.dim, v->window.tile, v->window.overlap, p->options.blend,
                              &v->tiles, err);
     if (status == DM_OK) {
-        v->job = make_job(p, patient, &v->map, &v->tiles);
+        v->job = make_job(p, patient, v);
         set_channels(p, patient, v->factor, &v->job);
     }
     return status;
@@ -492,11 +511,8 @@ dm_status dm_predictor_run(dm_predictor *predictor, const dm_patient *patient,
         goto done;
     const provenance_facts facts = {.predictor = predictor,
                                     .patient = patient,
-                                    .pet_factor = v.factor,
-                                    .map = &v.map,
-                                    .tiling = &v.tiles,
+                                    .volume = &v,
                                     .result = &result,
-                                    .window = &v.window,
                                     .seconds_prepare = prepared - start};
     status = make_prediction(&facts, &result, prediction, err);
 done:

@@ -51,7 +51,8 @@ typedef struct volume_tile {
 
 /* A volume on its way to the backend. Refers to itself: it stays where it was made. */
 typedef struct volume_job {
-    double factor; /* from stored values to the network's input */
+    double factor;       /* from stored values to the network's input */
+    double activity_gbq; /* of the therapy; NAN: the map is per activity */
     grid_map map;
     volume_tile window;
     tiling tiles;
@@ -62,11 +63,8 @@ typedef struct volume_job {
 typedef struct provenance_facts {
     const dm_predictor *predictor;
     const dm_patient *patient;
-    double pet_factor;
-    const grid_map *map;
-    const tiling *tiling;
+    const volume_job *volume;
     const predict_result *result;
-    const volume_tile *window;
     double seconds_prepare;
 } provenance_facts;
 

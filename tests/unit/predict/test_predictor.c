@@ -75,6 +75,67 @@ static void test_quantities_and_activity(void **state)
     dm_model_free(model);
 }
 
+/* Patients' own activities through one predictor: as if each had a predictor with that option, in
+ * map, tables and provenance. 0: the option's. */
+static void test_activity_of_each_patient(void **state)
+{
+    (void)state;
+    static const double activities[] = {6, 0, 7.4, 0};
+    static const double wrong[] = {-1, -INFINITY, INFINITY, NAN, 1e39, 1e-46};
+    dm_error err = {0};
+    dm_model *model = identity_model(8);
+    dm_volume *pet = make_pet(9, 8, 7);
+    size_t n = dm_grid_voxels(&pet->grid);
+    int32_t ids[9 * 8 * 7] = {[50] = 1, 1, 1, [200] = 2, 2};
+    dm_labels *labels = NULL;
+    const dm_pet_info info = unit_info();
+    no_error(dm_labels_create(&pet->grid, ids, NULL, &labels, &err), &err);
+    for (int with_option = 0; with_option < 2; with_option++) {
+        dm_predict_options options = plain_options(), fresh = options;
+        const double option = with_option ? 5.5 : NAN;
+        dm_predictor *predictor = NULL;
+        options.activity_gbq = option;
+        no_error(dm_predictor_create(model, &options, &predictor, &err), &err);
+        dm_patient patient = {.pet = pet, .info = &info, .labels = labels};
+        dm_prediction *p = NULL;
+        for (size_t i = 0; i < sizeof activities / sizeof *activities; i++) {
+            char *of_patient = NULL, *of_option = NULL;
+            patient.activity_gbq = activities[i];
+            fresh.activity_gbq = activities[i] != 0 ? activities[i] : option;
+            no_error(dm_predictor_run(predictor, &patient, &p, &err), &err);
+            dm_prediction *expected = predict(model, &fresh, pet, labels);
+            assert_memory_equal(dose_of(p), dose_of(expected), n * sizeof(float));
+            no_error(dm_dvh_json(dm_prediction_dvh(p), &of_patient, &err), &err);
+            no_error(dm_dvh_json(dm_prediction_dvh(expected), &of_option, &err), &err);
+            assert_string_equal(of_patient, of_option);
+            const bool in_gy = !isnan(fresh.activity_gbq);
+            assert_int_equal(!strstr(of_patient, "gy_per_gbq"), in_gy);
+            json_t *facts = json_loads(dm_prediction_provenance_json(p), 0, NULL);
+            const json_t *gbq = json_object_get(facts, "TherapyActivityGBq");
+            assert_string_equal(json_string_value(json_object_get(facts, "Units")),
+                                in_gy ? "Gy" : "Gy/GBq");
+            assert_true(in_gy ? json_real_value(gbq) == fresh.activity_gbq : json_is_null(gbq));
+            json_decref(facts);
+            dm_string_free(of_patient);
+            dm_string_free(of_option);
+            dm_prediction_free(p);
+            dm_prediction_free(expected);
+        }
+        for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+            patient.activity_gbq = wrong[i];
+            p = (dm_prediction *)predictor;
+            assert_int_equal(dm_predictor_run(predictor, &patient, &p, &err), DM_ERROR_VALUE);
+            assert_null(p);
+            assert_non_null(strstr(err.what, "therapy activity"));
+            assert_non_null(strstr(err.remedy, "--activity"));
+        }
+        dm_predictor_free(predictor);
+    }
+    dm_labels_free(labels);
+    dm_volume_free(pet);
+    dm_model_free(model);
+}
+
 /* One body in 48 files: one dose map, to the bit. */
 static void test_all_orientations(void **state)
 {
@@ -381,6 +442,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_identity),
                                        cmocka_unit_test(test_quantities_and_activity),
+                                       cmocka_unit_test(test_activity_of_each_patient),
                                        cmocka_unit_test(test_all_orientations),
                                        cmocka_unit_test(test_ramp_through_another_grid),
                                        cmocka_unit_test(test_same_bytes),
