@@ -104,7 +104,6 @@ static json_t *library_facts(void)
 static json_t *cpu_facts(void)
 {
     char name[128];
-    const size_t memory = available_memory();
     json_t *features = json_object(), *precisions = json_array();
     for (int f = 0; f < CPU_FEATURE_COUNT; f++)
         json_put(&features, cpu_feature_name((cpu_feature)f),
@@ -112,10 +111,8 @@ static json_t *cpu_facts(void)
     for (int p = DM_PRECISION_FLOAT32; p <= DM_PRECISION_FP16; p++)
         if (cpu_backend.supports("cpu", (dm_precision)p))
             json_push(&precisions, json_string(precision_name((dm_precision)p)));
-    return json_pack("{s:s, s:I, s:o, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
-                     (json_int_t)cores_or(0), "memory",
-                     memory == SIZE_MAX ? json_null() : json_integer((json_int_t)memory),
-                     "features", features, "precisions", precisions);
+    return json_pack("{s:s, s:I, s:o, s:o}", "name", cpu_name(name, sizeof name), "threads",
+                     (json_int_t)cores_or(0), "features", features, "precisions", precisions);
 }
 
 static json_t *model_facts(void)
@@ -283,8 +280,6 @@ static void print_facts(FILE *out, const json_t *facts)
     const json_t *libraries = json_object_get(facts, "libraries");
     const json_t *cpu = json_object_get(facts, "cpu"), *cuda = json_object_get(facts, "cuda");
     const json_t *model = json_object_get(facts, "model");
-    const json_t *memory = json_object_get(cpu, "memory");
-    char size[SIZE_TEXT];
     fprintf(out, "dosemap      %s\n", member(facts, "version"));
     fprintf(out, "network      %s\n", member(libraries, "network"));
     fprintf(out, "compression  %s\n", member(libraries, "compression"));
@@ -293,9 +288,6 @@ static void print_facts(FILE *out, const json_t *facts)
     fprintf(out, "CPU          %s\n", member(cpu, "name"));
     fprintf(out, "threads      %lld\n",
             (long long)json_integer_value(json_object_get(cpu, "threads")));
-    fprintf(out, "memory       %s\n",
-            json_is_integer(memory) ? size_text((double)json_integer_value(memory), size)
-                                    : "unknown");
     print_list(out, "features     ", json_object_get(cpu, "features"));
     print_list(out, "precisions   ", json_object_get(cpu, "precisions"));
     print_cuda(out, cuda);
