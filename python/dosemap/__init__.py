@@ -16,8 +16,8 @@ Images are given as files, nibabel images, arrays with their affine, :class:`Vol
 MetaTensors or TorchIO's images. Voxel axes are (x, y, z) as in NIfTI, affines go to millimetres in
 RAS, doses are in Gy, or in Gy/GBq where no activity is given.
 
-All errors are :class:`dosemap.Error`: what is wrong, with the value, where, and what to do about it;
-arguments of a wrong type raise TypeError. Functions that take time release the GIL, and can be
+All errors are :class:`dosemap.Error`: what is wrong, with the value, where, and what to do about
+it; arguments of a wrong type raise TypeError. Functions that take time release the GIL, and can be
 interrupted; models may be used by several threads at once.
 
 numpy is imported when an array is asked for, nibabel, pandas, tqdm and matplotlib where something
@@ -90,7 +90,7 @@ for _class in (Device, Dvh, Model, Prediction, StructureDose, Volume):
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Plots, which need matplotlib, when they are asked for."""
+    """Import plots, which need matplotlib, when they are asked for."""
     if name in ("plot_dvh", "plot_prediction"):
         from . import _plot
 
