@@ -453,7 +453,8 @@ typedef struct dm_predict_options {
                             DM_TILE_AUTO uses 80 % */
     dm_blend blend;
     double skip_air; /* windows whose maximum, in the input quantity, lies below it are
-                        taken as zero dose; NAN: the card's; -INFINITY: off */
+                        taken as zero dose; NAN: the card's, or with network_values off;
+                        -INFINITY: off */
     dm_precision precision;
     const char *device;           /* "auto", "cpu", "cuda", "cuda:0,1"; NULL: auto */
     unsigned threads;             /* 0: OMP_NUM_THREADS, then all cores */
@@ -462,6 +463,9 @@ typedef struct dm_predict_options {
     double activity_gbq;          /* therapy activity, where a dm_patient has none of its own: the
                                      map is Gy; NAN: Gy/GBq */
     bool nan_to_zero;             /* take NaN and Inf voxels as 0 instead of failing */
+    bool network_values;          /* images and map hold the network's own values: what it takes
+                                     behind its intensity transforms, and its output before its own.
+                                     For pipelines that do both themselves. See dm_predictor_create */
     const double *v_thresholds;   /* for Vx of the DVHs */
     size_t n_v_thresholds;
     dm_progress progress; /* may be NULL */
@@ -473,9 +477,13 @@ DM_API void dm_predict_options_init(dm_predict_options *options);
 /* A model made ready on a device with these options; reusable over many PETs, one at a time. Keeps
  * a reference to `model`, which must outlive it; copies `options`. The model has one input of
  * UPTAKE or SUV, at most one more, of HU, and one output of DOSE_PER_ACTIVITY with a value for each
- * voxel, of one channel each; what it needs for other outputs only is not computed. Errors: VALUE
- * (an option out of range), UNSUPPORTED (model, precision), DEVICE, MEMORY (a tile that no memory
- * holds). */
+ * voxel, of one channel each; what it needs for other outputs only is not computed.
+ *   With network_values the model has one or two channels of input, whatever they mean: the first is
+ * the patient's `pet`, the second its `ct`, in the order of the graph. Its output, of one value for
+ * each voxel, is that of DOSE_PER_ACTIVITY or the only one. There is no quantification (`info` may
+ * be NULL), no transform, and no activity or labels (VALUE).
+ *   Errors: VALUE (an option out of range), UNSUPPORTED (model, precision), DEVICE, MEMORY (a tile
+ * that no memory holds). */
 typedef struct dm_predictor dm_predictor;
 DM_API dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *options,
                                      dm_predictor **predictor, dm_error *err);

@@ -106,7 +106,7 @@ static dm_status make_patient(benchmark *b, dm_error *err)
         return DM_OK;
     if (size[0] == 0)
         size = predictor_on_device(b->p) ? large : small;
-    bool with_ct = b->p->ct_input >= 0;
+    bool with_ct = b->p->ct_channel >= 0;
     dm_status status = check_room(size, with_ct ? 3 : 2, err); /* and the dose map */
     if (status == DM_OK)
         status = synthetic_pet(size, &b->made_pet, &b->made_info, err);

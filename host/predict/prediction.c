@@ -11,6 +11,11 @@
 #define DESCRIPTION                                                                                \
     "Absorbed dose of 177Lu-PSMA therapy predicted from the PET before it. For research; not for " \
     "clinical decisions."
+/* Where images and map hold the network's own values. */
+#define NETWORK_VALUES "network values"
+#define NETWORK_DESCRIPTION                                                                        \
+    "Output of a network over whole images that held its input, both in the network's own "        \
+    "values: not a dose. For research; not for clinical decisions."
 
 void dm_prediction_free(dm_prediction *prediction)
 {
@@ -75,7 +80,11 @@ static json_t *pet_facts(const provenance_facts *f)
 {
     const dm_predictor *p = f->predictor;
     const dm_pet_info *info = f->patient->info;
-    bool uptake = p->model->graph.inputs[p->pet_input].quantity == DM_QUANTITY_UPTAKE;
+    if (p->options.network_values)
+        return json_pack("{s:s, s:s, s:f, s:b}", "Units", NETWORK_VALUES, "Quantity",
+                         NETWORK_VALUES, "Factor", f->volume->factor, "NanToZero",
+                         (int)p->options.nan_to_zero);
+    bool uptake = p->model->graph.inputs[p->pet_channel].quantity == DM_QUANTITY_UPTAKE;
     return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:b}", "Units",
                      units_name(info->units), "Quantity", uptake ? "uptake" : "suv", "Factor",
                      json_real_or_null(f->volume->factor), "BodyWeightKg",
@@ -95,6 +104,8 @@ static json_t *ct_facts(const provenance_facts *f)
     const dm_ct_info *ct = f->patient->ct_info;
     if (!f->patient->ct)
         return json_null();
+    if (f->predictor->options.network_values)
+        return json_pack("{s:s}", "Units", NETWORK_VALUES);
     if (!ct)
         return json_pack("{s:s}", "Units", "HU");
     return json_pack("{s:s, s:o, s:[f,f,f], s:f, s:f, s:I, s:b, s:f, s:f, s:f}", "Units", "HU",
@@ -179,11 +190,15 @@ json_t *provenance_make(const provenance_facts *f)
     const dm_predictor *p = f->predictor;
     const predict_result *r = f->result;
     const double activity_gbq = f->volume->activity_gbq;
+    const bool network_values = p->options.network_values;
     json_t *root = json_pack(
         "{s:i, s:[{s:s, s:s}], s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:I, s:{s:I, "
         "s:I}, s:o}",
         "schema_version", 1, "GeneratedBy", "Name", "dosemap", "Version", dm_version(),
-        "Description", DESCRIPTION, "Units", isnan(activity_gbq) ? "Gy/GBq" : "Gy",
+        "Description", network_values ? NETWORK_DESCRIPTION : DESCRIPTION, "Units",
+        network_values        ? NETWORK_VALUES
+        : isnan(activity_gbq) ? "Gy/GBq"
+                              : "Gy",
         "TherapyActivityGBq", json_real_or_null(activity_gbq), "PET", pet_facts(f), "CT",
         ct_facts(f), "Model", model_facts(p), "Options", option_facts(f), "ModelGrid",
         grid_facts(f), "Backend", p->backend->name, "Device", p->backend->description(p->state),

@@ -35,11 +35,21 @@ static dm_status check_activity(double gbq, dm_error *err)
                      "therapy activity %g GBq is out of range", gbq);
 }
 
+/* What belongs to doses, and has no meaning for a network's own values. */
+static dm_status refuse_for_network_values(const char *what, const char *remedy, dm_error *err)
+{
+    return error_set(err, DM_ERROR_VALUE, NULL, remedy,
+                     "%s, where images and map hold the network's own values", what);
+}
+
 static dm_status check_options(const dm_predict_options *o, dm_error *err)
 {
     dm_status status = isnan(o->activity_gbq) ? DM_OK : check_activity(o->activity_gbq, err);
     if (status != DM_OK)
         return status;
+    if (o->network_values && !isnan(o->activity_gbq))
+        return refuse_for_network_values("there is a therapy activity", "leave --activity out",
+                                         err);
     if (!isnan(o->overlap) && !(o->overlap >= 0 && o->overlap <= 0.9))
         return error_set(err, DM_ERROR_VALUE, NULL, "give --overlap a share from 0 to 0.9",
                          "overlap %g is out of range", o->overlap);
@@ -60,79 +70,6 @@ static dm_status check_options(const dm_predict_options *o, dm_error *err)
             return error_set(err, DM_ERROR_VALUE, NULL, "give doses of at least 0",
                              "Vx threshold %g is out of range", o->v_thresholds[i]);
     return DM_OK;
-}
-
-static const char another_model[] =
-    "use a model from PET, or PET and CT, to dose; 'dosemap forward' runs any network on patches";
-
-static const char *port_name(const graph *g, const graph_port *port)
-{
-    return g->values[port->value].name;
-}
-
-static dm_status check_channels(const dm_predictor *p, const graph_port *port, const char *which,
-                                dm_error *err)
-{
-    if (port->channels == 1)
-        return DM_OK;
-    return error_set(err, DM_ERROR_UNSUPPORTED, p->model->path, another_model,
-                     "the model's %s \"%s\" has %zu channels, not one", which,
-                     port_name(&p->model->graph, port), port->channels);
-}
-
-/* One PET, and at most one CT. */
-static dm_status find_inputs(dm_predictor *p, dm_error *err)
-{
-    const graph *g = &p->model->graph;
-    const char *path = p->model->path;
-    p->pet_input = p->ct_input = -1;
-    for (size_t i = 0; i < g->n_inputs; i++) {
-        const graph_port *port = &g->inputs[i];
-        bool is_ct = port->quantity == DM_QUANTITY_HU;
-        int *input = is_ct ? &p->ct_input : &p->pet_input;
-        if (!is_ct && port->quantity != DM_QUANTITY_UPTAKE && port->quantity != DM_QUANTITY_SUV)
-            return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                             "the model's input \"%s\" is %s, neither a PET (uptake or suv) nor a "
-                             "CT (hu)",
-                             port_name(g, port), quantity_name(port->quantity));
-        if (*input >= 0)
-            return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                             "the model takes two %ss, \"%s\" and \"%s\"", is_ct ? "CT" : "PET",
-                             port_name(g, &g->inputs[*input]), port_name(g, port));
-        dm_status status = check_channels(p, port, "input", err);
-        if (status != DM_OK)
-            return status;
-        *input = (int)i;
-    }
-    if (p->pet_input < 0)
-        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                         "the model takes no PET: none of its inputs is uptake or suv");
-    return DM_OK;
-}
-
-static dm_status find_output(dm_predictor *p, dm_error *err)
-{
-    const graph *g = &p->model->graph;
-    const char *path = p->model->path;
-    size_t doses = 0;
-    for (size_t i = 0; i < g->n_outputs; i++)
-        doses += g->outputs[i].quantity == DM_QUANTITY_DOSE_PER_ACTIVITY;
-    if (doses == 0)
-        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                         "the model gives no dose: its output \"%s\" is %s, not dose_per_activity",
-                         port_name(g, &g->outputs[0]), quantity_name(g->outputs[0].quantity));
-    if (doses > 1)
-        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                         "the model has %zu outputs of dose_per_activity, not one", doses);
-    p->output = (size_t)graph_dose_output(g);
-    const graph_port *port = &g->outputs[p->output];
-    dm_status status = check_channels(p, port, "output", err);
-    if (status == DM_OK && !port->voxelwise)
-        return error_set(err, DM_ERROR_UNSUPPORTED, path, another_model,
-                         "the model's output \"%s\" has another size than its input, not one dose "
-                         "per voxel",
-                         port_name(g, port));
-    return status;
 }
 
 const char *precision_name(dm_precision precision)
@@ -257,7 +194,9 @@ static dm_status copy_options(dm_predictor *p, const dm_predict_options *options
     p->options.v_thresholds = p->v_thresholds;
     p->threads = cores_or(options->threads);
     p->batch = options->batch;
-    p->skip_air = isnan(options->skip_air) ? p->model->skip_air : options->skip_air;
+    p->skip_air = options->skip_air;
+    if (isnan(p->skip_air)) /* the card's is in the input quantity */
+        p->skip_air = options->network_values ? -INFINITY : p->model->skip_air;
     return DM_OK;
 }
 
@@ -277,9 +216,7 @@ dm_status dm_predictor_create(const dm_model *model, const dm_predict_options *o
     if (!p)
         return error_memory(err, sizeof *p, "the predictor");
     p->model = model;
-    status = find_inputs(p, err);
-    if (status == DM_OK)
-        status = find_output(p, err);
+    status = predictor_find_ports(p, options->network_values, err);
     if (status == DM_OK)
         status = copy_options(p, options, err);
     if (status == DM_OK)
@@ -327,15 +264,19 @@ static dm_status check_finite(const dm_volume *image, const char *name, const ch
 static dm_status check_pet(const dm_predictor *p, const dm_patient *patient, dm_error *err)
 {
     const dm_volume *pet = patient->pet;
+    const bool network_values = p->options.network_values;
     char reason[256];
     size_t bytes;
-    if (!pet || !pet->data || !patient->info)
+    if (!pet || !pet->data || (!patient->info && !network_values))
         return error_set(err, DM_ERROR_VALUE, NULL, "give a volume, and how to quantify it",
                          "there is no PET");
     if (!grid_float_bytes(&pet->grid, &bytes))
         return error_set(err, DM_ERROR_VALUE, NULL, "give a volume with voxels that fit in memory",
                          "the PET has %zu x %zu x %zu voxels", pet->grid.dim[0], pet->grid.dim[1],
                          pet->grid.dim[2]);
+    if (patient->labels && network_values)
+        return refuse_for_network_values("there are labels, for doses of structures",
+                                         "leave --labels out", err);
     if (patient->labels &&
         !dm_grid_equal(&pet->grid, dm_labels_grid(patient->labels), reason, sizeof reason))
         return error_set(err, DM_ERROR_VALUE, NULL,
@@ -343,37 +284,54 @@ static dm_status check_pet(const dm_predictor *p, const dm_patient *patient, dm_
                          "the labels do not lie on the PET's grid: %s", reason);
     if (p->options.nan_to_zero)
         return DM_OK;
-    return check_finite(pet, "PET", "repair the image, or take such voxels as 0 with --nan-to-zero",
-                        err);
+    return check_finite(pet, network_values ? "first channel" : "PET",
+                        "repair the image, or take such voxels as 0 with --nan-to-zero", err);
+}
+
+/* Is there a CT where there has to be one, and only there? */
+static dm_status check_for_ct(const dm_predictor *p, bool there_is, dm_error *err)
+{
+    const graph *g = &p->model->graph;
+    const bool wanted = p->ct_channel >= 0;
+    if (there_is == wanted)
+        return DM_OK;
+    if (p->options.network_values)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give an image for each of its channels",
+                         "the network has %zu %s, and there %s", p->n_channels,
+                         p->n_channels == 1 ? "channel" : "channels",
+                         there_is ? "are two images" : "is one image");
+    if (wanted)
+        return error_set(err, DM_ERROR_VALUE, NULL, "give the CT with --ct FILE",
+                         "the model wants a CT (its input \"%s\" in HU), and there is none",
+                         g->values[g->inputs[p->ct_channel].value].name);
+    return error_set(err, DM_ERROR_VALUE, NULL,
+                     "leave the CT out, or use a model from PET and CT to dose",
+                     "there is a CT, which this model would not use: it takes a PET only");
 }
 
 static dm_status check_ct(const dm_predictor *p, const dm_patient *patient, dm_error *err)
 {
-    const graph *g = &p->model->graph;
     const dm_volume *ct = patient->ct;
+    const char *name = p->options.network_values ? "second channel" : "CT";
     char reason[256];
-    if (!ct && p->ct_input < 0)
-        return DM_OK;
-    if (!ct)
-        return error_set(err, DM_ERROR_VALUE, NULL, "give the CT with --ct FILE",
-                         "the model wants a CT (its input \"%s\" in HU), and there is none",
-                         port_name(g, &g->inputs[p->ct_input]));
-    if (p->ct_input < 0)
-        return error_set(err, DM_ERROR_VALUE, NULL,
-                         "leave the CT out, or use a model from PET and CT to dose",
-                         "there is a CT, which this model would not use: it takes a PET only");
+    dm_status status = check_for_ct(p, ct != NULL, err);
+    if (status != DM_OK || !ct)
+        return status;
     if (!ct->data || !dm_grid_equal(&patient->pet->grid, &ct->grid, reason, sizeof reason))
         return error_set(err, DM_ERROR_VALUE, NULL, "bring it there with dm_ct_onto_pet",
-                         "the CT does not lie on the PET's grid: %s",
+                         "the %s does not lie on the PET's grid: %s", name,
                          ct->data ? reason : "it has no voxels");
-    return check_finite(ct, "CT", "repair the image", err);
+    return check_finite(ct, name, "repair the image", err);
 }
 
 static dm_status pet_factor(const dm_predictor *p, const dm_pet_info *info, double *factor,
                             dm_error *err)
 {
+    *factor = 1;
+    if (p->options.network_values)
+        return DM_OK;
     dm_status status =
-        dm_pet_factor(info, p->model->graph.inputs[p->pet_input].quantity, factor, err);
+        dm_pet_factor(info, p->model->graph.inputs[p->pet_channel].quantity, factor, err);
     if (status == DM_OK && !(*factor > FLT_MIN && *factor < FLT_MAX))
         status = error_set(err, DM_ERROR_VALUE, NULL, "check weight, activity and times",
                            "the factor from stored PET values to uptake is %g", *factor);
@@ -385,6 +343,9 @@ static dm_status therapy_activity(const dm_predictor *p, const dm_patient *patie
                                   dm_error *err)
 {
     bool own = patient->activity_gbq != 0;
+    if (own && p->options.network_values)
+        return refuse_for_network_values("there is a therapy activity", "leave --activity out",
+                                         err);
     *gbq = own ? patient->activity_gbq : p->options.activity_gbq;
     return own ? check_activity(*gbq, err) : DM_OK;
 }
@@ -396,18 +357,20 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A channel for each input of one channel, in their order. */
+static const intensity_transform no_transform = {0};
+
 static void set_channels(const dm_predictor *p, const dm_patient *patient, double factor,
                          predict_job *job)
 {
     const graph *g = &p->model->graph;
-    job->n_channels = g->n_inputs;
-    job->pet_channel = (size_t)p->pet_input;
-    for (size_t i = 0; i < g->n_inputs; i++) {
-        bool is_ct = (int)i == p->ct_input;
-        job->channels[i] = (predict_channel){.volume = is_ct ? patient->ct : patient->pet,
-                                             .factor = is_ct ? 1 : (float)factor,
-                                             .intensity = &g->inputs[i].intensity};
+    job->n_channels = p->n_channels;
+    job->pet_channel = (size_t)p->pet_channel;
+    for (size_t c = 0; c < p->n_channels; c++) {
+        bool is_ct = (int)c == p->ct_channel;
+        job->channels[c] = (predict_channel){
+            .volume = is_ct ? patient->ct : patient->pet,
+            .factor = is_ct ? 1 : (float)factor,
+            .intensity = p->options.network_values ? &no_transform : &g->inputs[c].intensity};
     }
 }
 
@@ -419,7 +382,9 @@ static predict_job make_job(const dm_predictor *p, const dm_patient *patient, co
                          .nan_to_zero = o->nan_to_zero,
                          .map = &v->map,
                          .tiling = &v->tiles,
-                         .output_intensity = &p->model->graph.outputs[p->output].intensity,
+                         .output_intensity = o->network_values
+                                                 ? &no_transform
+                                                 : &p->model->graph.outputs[p->output].intensity,
                          .skip_air = (float)p->skip_air,
                          .output_factor = per_activity ? 1 : (float)v->activity_gbq,
                          .batch = p->batch,
@@ -446,7 +411,8 @@ static dm_status make_prediction(const provenance_facts *facts, predict_result *
         dm_prediction_free(made);
         return status;
     }
-    snprintf(made->pet_sidecar, sizeof made->pet_sidecar, "%s", facts->patient->info->sidecar);
+    if (!facts->predictor->options.network_values)
+        snprintf(made->pet_sidecar, sizeof made->pet_sidecar, "%s", facts->patient->info->sidecar);
     made->dose = result->dose;
     made->dvh = result->dvh;
     result->dose = NULL;

@@ -11,7 +11,10 @@
 
 struct dm_predictor {
     const dm_model *model;
-    int pet_input, ct_input;    /* of the model's inputs; ct_input: -1 for none */
+    /* Of the network's input tensor: the model's inputs side by side, of one channel each but with
+     * network values. ct_channel: -1 for none. */
+    size_t n_channels;
+    int pet_channel, ct_channel;
     size_t output;              /* of the model's outputs: the dose */
     dm_predict_options options; /* as given, with what it points to owned below */
     char *device;
@@ -70,6 +73,10 @@ typedef struct provenance_facts {
 
 /* A new reference; NULL when memory is short. */
 json_t *provenance_make(const provenance_facts *facts);
+
+/* predictor_ports.c: which of the model's inputs and outputs are taken, and that it is one for
+ * prediction. */
+dm_status predictor_find_ports(dm_predictor *p, bool network_values, dm_error *err);
 
 /* predictor_tile.c: checks the tile that the options ask for, and plans it unless it depends on the
  * volume. */

@@ -150,7 +150,7 @@ static double volume_bytes(const dm_predictor *p, const dm_volume *pet, const dm
                            const grid_map *map)
 {
     double voxels = (double)dm_grid_voxels(&pet->grid), in_structures = 0;
-    double volumes = (p->ct_input < 0 ? 2 : 3) + (double)p->volumes_beside;
+    double volumes = (p->ct_channel < 0 ? 2 : 3) + (double)p->volumes_beside;
     double bytes = volumes * voxels * sizeof(float);
     if (!map->exact)
         bytes += (double)map->dim[0] * (double)map->dim[1] * (double)map->dim[2] * sizeof(float);
