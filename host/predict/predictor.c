@@ -48,8 +48,7 @@ static dm_status check_options(const dm_predict_options *o, dm_error *err)
     if (status != DM_OK)
         return status;
     if (o->network_values && !isnan(o->activity_gbq))
-        return refuse_for_network_values("there is a therapy activity", "leave --activity out",
-                                         err);
+        return refuse_for_network_values("there is a therapy activity", "leave it out", err);
     if (!isnan(o->overlap) && !(o->overlap >= 0 && o->overlap <= 0.9))
         return error_set(err, DM_ERROR_VALUE, NULL, "give --overlap a share from 0 to 0.9",
                          "overlap %g is out of range", o->overlap);
@@ -276,7 +275,7 @@ static dm_status check_pet(const dm_predictor *p, const dm_patient *patient, dm_
                          pet->grid.dim[2]);
     if (patient->labels && network_values)
         return refuse_for_network_values("there are labels, for doses of structures",
-                                         "leave --labels out", err);
+                                         "leave them out", err);
     if (patient->labels &&
         !dm_grid_equal(&pet->grid, dm_labels_grid(patient->labels), reason, sizeof reason))
         return error_set(err, DM_ERROR_VALUE, NULL,
@@ -344,8 +343,7 @@ static dm_status therapy_activity(const dm_predictor *p, const dm_patient *patie
 {
     bool own = patient->activity_gbq != 0;
     if (own && p->options.network_values)
-        return refuse_for_network_values("there is a therapy activity", "leave --activity out",
-                                         err);
+        return refuse_for_network_values("there is a therapy activity", "leave it out", err);
     *gbq = own ? patient->activity_gbq : p->options.activity_gbq;
     return own ? check_activity(*gbq, err) : DM_OK;
 }

@@ -347,8 +347,9 @@ static void test_images_refused(void **state)
                                     (const uint8_t *const[]){mask}, &labels, &err),
              &err);
     refuse_images(one, &(dm_patient){.pet = im.first, .activity_gbq = 7.4}, "a therapy activity",
-                  "--activity");
-    refuse_images(one, &(dm_patient){.pet = im.first, .labels = labels}, "labels", "--labels");
+                  "leave it out");
+    refuse_images(one, &(dm_patient){.pet = im.first, .labels = labels}, "labels",
+                  "leave them out");
     refuse_images(one, &(dm_patient){.pet = im.first, .ct = im.second},
                   "1 channel, and there are two", "for each of its channels");
     refuse_images(two, &(dm_patient){.pet = im.first}, "2 channels, and there is one image",
@@ -421,7 +422,7 @@ static void test_models_refused(void **state)
     o.activity_gbq = 7.4;
     assert_int_equal(dm_predictor_create(model, &o, &predictor, &err), DM_ERROR_VALUE);
     assert_null(predictor);
-    says(&err, DM_ERROR_VALUE, "a therapy activity", "--activity");
+    says(&err, DM_ERROR_VALUE, "a therapy activity", "leave it out");
     dm_model_free(model);
 }
 
