@@ -122,19 +122,6 @@ static prediction predictor_run(predictor &p, const volume &pet, const pet_info 
     return p.run(patient, callback);
 }
 
-/* Until the library has the option. */
-template <class Options>
-static auto set_network_values(Options &options, bool value, int)
-    -> decltype(void(options.network_values = value))
-{
-    options.network_values = value;
-}
-static void set_network_values(dm_predict_options &, bool value, long)
-{
-    if (value)
-        raise_value("network_values is not there yet", "leave it out");
-}
-
 static void bind_predictor_class(nb::module_ &m)
 {
     nb::class_<predictor>(m, "Predictor", "A model made ready on a device, for many PETs.")
@@ -158,7 +145,7 @@ static void bind_predictor_class(nb::module_ &m)
                 options.batch = batch;
                 options.convolutions = chosen(convolutions_words, convolutions, "convolutions");
                 options.nan_to_zero = nan_to_zero;
-                set_network_values(options, network_values, 0);
+                options.network_values = network_values;
                 new (self) predictor(source, options, v_thresholds, device);
             },
             nb::arg("model"), nb::kw_only(), nb::arg("tile") = nb::none(),
