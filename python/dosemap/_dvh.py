@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ._images import Affine, ImageLike, LabelNames, LabelsLike
+    from ._prediction import Prediction
 
 # Field of StructureDose and its name in the organ table; the unit is added there.
 _DOSES = {
@@ -322,6 +323,9 @@ class Dvh:
 
         return _plot.plot_dvh(self, ax=ax, structures=structures, absolute=absolute, legend=legend)
 
+    def __reduce__(self) -> str:
+        raise TypeError("a Dvh cannot be pickled; pickle its .records() or .to_pandas()")
+
     def __repr__(self) -> str:
         count = f"{len(self)} structure{'' if len(self) == 1 else 's'}"
         names = ", ".join(self.names[:4]) + (", ..." if len(self) > 4 else "")
@@ -340,14 +344,15 @@ class Dvh:
         )
 
     def _html_row(self, s: StructureDose) -> str:
-        figures = [s.volume_cm3, s.mean, s.d2, s.d50, s.d98, *s.v_percent.values()]
+        figures = [s.volume_cm3, s.mean, s.d2, s.d50, s.d98]
+        figures += [s.v_percent[x] for x in self._vx]
         cells = [html.escape(s.name), str(s.voxels)]
         cells += ["n/a" if math.isnan(x) else f"{x:.4g}" for x in figures]
         return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def dvh(
-    dose: ImageLike,
+    dose: ImageLike | Prediction,
     labels: LabelsLike,
     *,
     affine: Affine = None,
@@ -360,8 +365,8 @@ def dvh(
     """Dose-volume histograms of a dose map in structures, as ``dosemap dvh`` computes them.
 
     Args:
-        dose: path, nibabel image, :class:`Volume`, MetaTensor, TorchIO image, or array of shape
-            (x, y, z) with ``affine``.
+        dose: path, :class:`Prediction`, nibabel image, :class:`Volume`, MetaTensor, TorchIO image,
+            or array of shape (x, y, z) with ``affine``.
         labels: path of a label file or of a folder with a mask per structure; nibabel image or
             array of integers on the dose map's grid, 0 outside; or a dict of masks (name ->
             array or nibabel image, not 0 inside), which may overlap.
@@ -370,14 +375,14 @@ def dvh(
             "totalsegmentator:total" or "totalsegmentator:head_glands_cavities". None: the BIDS
             table NAME.tsv beside a label file, if there is one, else "label_ID".
         resample_labels: bring labels from another grid onto the dose map's, by nearest neighbour.
-        unit: "Gy" or "Gy/GBq". None: what the sidecar of a path says, then Gy; it is needed for a
-            dose map in memory.
+        unit: "Gy" or "Gy/GBq". None: what the sidecar of a path says, then Gy; the prediction's;
+            it is needed for other dose maps in memory.
         vx: doses, in ``unit``, 0 or more: the volume that receives at least that much.
-        threads: CPU threads; None: all cores.
+        threads: CPU threads; None: OMP_NUM_THREADS, then all cores.
 
     Raises:
         InvalidValueError: labels on another grid, a dose in a structure that is not finite, a
-            negative threshold, a unit that is missing or not the sidecar's.
+            negative threshold, a unit that is missing or not what the map is in.
 
     Example:
         >>> table = dosemap.dvh("dose.nii.gz", "organs.nii.gz", vx=[1, 2])
@@ -398,10 +403,29 @@ def dvh(
 
     """
     thresholds, most = _keywords.thresholds_of(vx), _keywords.count("threads", threads, 4096)
+    dose, unit = _of_prediction(dose, unit)
     image = _images.volume_of(dose, affine, keyword="dose")
     per_activity = _dose_unit.find(unit, image.path) == "Gy/GBq"
     grid = image.volume
     resample = _keywords.flag("resample_labels", resample_labels)
     structures, _ = _images.labels_of(labels, label_names, resample, grid.dim, grid.affine)
-    core = _core.Dvh.compute(grid, structures, thresholds, per_activity, most)
+    try:
+        core = _core.Dvh.compute(grid, structures, thresholds, per_activity, most)
+    except _errors.Error as error:
+        error.in_file(image.path)
+        raise
     return Dvh(core, "Gy/GBq" if per_activity else "Gy", thresholds)
+
+
+def _of_prediction(dose: ImageLike | Prediction, unit: str | None) -> tuple[ImageLike, str | None]:
+    """Take the dose map of a prediction, which knows its unit; others stay as they are."""
+    from ._prediction import Prediction
+
+    if not isinstance(dose, Prediction):
+        return dose, unit
+    if unit not in (None, dose.unit):
+        raise _errors.invalid(
+            f"unit={_errors.described(unit)}, but the prediction is in {dose.unit}",
+            "leave the unit out",
+        )
+    return dose.volume, dose.unit

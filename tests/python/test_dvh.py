@@ -5,6 +5,10 @@ a definition written down in numpy.
 
 import json
 import math
+import multiprocessing
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -380,6 +384,9 @@ def test_doses_that_are_no_numbers(dose_path, labels_path, value):
     dose[4, 5, 6] = value
     with pytest.raises(dosemap.InvalidValueError, match=r"\(4, 5, 6\)"):
         dosemap.dvh(dose, labels_path, affine=AFFINE, unit="Gy")
+    with pytest.raises(dosemap.InvalidValueError, match=r"\(4, 5, 6\)") as e:
+        dosemap.dvh(save(dose_path, dose), labels_path)
+    assert e.value.where == str(dose_path)
 
 
 # ---- The object ----------------------------------------------------------------------------------
@@ -417,8 +424,10 @@ def test_structures_outlive_what_they_came_from(dose_path, labels_path):
 
 def test_html(dose_path):
     ids = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE) % 41
-    dvh = dosemap.dvh(dose_path, ids, label_names={1: "<script>&"}, vx=[5])
+    dvh = dosemap.dvh(dose_path, ids, label_names={1: "<script>&"}, vx=[5, 5])
     text = dvh._repr_html_()
+    columns = text.count("<th>")
+    assert columns == 9 and text.count("<td>") == 30 * columns
     assert "&lt;script&gt;&amp;" in text and "<script>" not in text
     assert text.count("<tr>") == 31 and "and 10 more" in text and "V5 (%)" in text
 
@@ -451,10 +460,8 @@ def test_curve_table(tmp_path, mask_folder, scale):
     assert bool(thinned) == (scale > 1)
 
 
-def test_prediction_has_the_tables_of_the_command_line(tmp_path, labels_path, monkeypatch):
-    from program import ROOT
-
-    weights = ROOT / "weights/dosegan-16-constructed.safetensors.zst"
+def test_prediction_has_the_tables_of_the_command_line(tmp_path, labels_path, constructed_path):
+    weights = constructed_path
     pet = save(tmp_path / "pet.nii", np.maximum(random_dose(), 0))
     result = run(
         "predict", pet, "--units", "suv", "--body-weight", "78.7", "--labels", labels_path,
@@ -469,6 +476,58 @@ def test_prediction_has_the_tables_of_the_command_line(tmp_path, labels_path, mo
                            "--vx", "0.5,2")  # fmt: skip
     assert (tmp_path / "out_organs.tsv").read_bytes() == (tmp_path / "ours_organs.tsv").read_bytes()
     assert (tmp_path / "out_dvh.tsv").read_bytes() == (tmp_path / "ours_dvh.tsv").read_bytes()
+
+
+def test_dvh_of_a_prediction(tmp_path, tiny_path, labels_path):
+    """With other labels than it was predicted with; it knows its unit."""
+    pet = nib.Nifti1Image(np.maximum(random_dose(), 0), AFFINE)
+    p = dosemap.load_model(tiny_path).predict(pet, units="suv", body_weight_kg=78.7)
+    p.save(tmp_path / "saved.nii")
+    dvh = dosemap.dvh(p, labels_path)
+    assert dvh.unit == "Gy/GBq"
+    assert_same(dvh, dosemap.dvh(tmp_path / "saved.nii", labels_path))
+    assert_same(dvh, dosemap.dvh(p, labels_path, unit="Gy/GBq"))
+    with pytest.raises(dosemap.InvalidValueError, match="the prediction is in Gy/GBq"):
+        dosemap.dvh(p, labels_path, unit="Gy")
+    with pytest.raises(dosemap.InvalidValueError, match="affine"):
+        dosemap.dvh(p, labels_path, affine=AFFINE)
+
+
+# ---- Several at once -----------------------------------------------------------------------------
+
+
+def test_many_threads(dose_path, mask_folder):
+    """On the same objects, which are only read."""
+    dose, masks = dosemap.read(dose_path), overlapping_masks()
+    expected = dosemap.dvh(dose, masks, unit="Gy", vx=VX)
+
+    def again(count):
+        dvh = dosemap.dvh(dose, masks, unit="Gy", vx=VX, threads=count)
+        assert_same(dvh, expected)
+        return [s.curve()[1].sum() for s in expected]
+
+    with ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(again, [1, 2, 3, 4] * 10))
+    assert all(found == sums[0] for found in sums)
+
+
+def test_in_a_forked_child(dose_path, labels_path):
+    """Also after the parent has used threads."""
+    parent = without_nan(dosemap.dvh(dose_path, labels_path, threads=2).records())
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.starmap_async(_records, [(dose_path, labels_path)] * 4).get(60)
+    assert all(without_nan(records) == parent for records in found)
+
+
+def _records(dose, labels):
+    return dosemap.dvh(dose, labels, threads=2).records()
+
+
+def test_pickling_says_what_can_be(dose_path, labels_path):
+    dvh = dosemap.dvh(dose_path, labels_path)
+    with pytest.raises(TypeError, match=r"\.records\(\)"):
+        pickle.dumps(dvh)
+    assert pickle.loads(pickle.dumps(dvh.records()[0]["mean_gy"])) == dvh[0].mean
 
 
 # ---- Refusals ------------------------------------------------------------------------------------
@@ -532,7 +591,7 @@ def test_files_that_cannot_be_written(tmp_path, dose_path, labels_path):
 
 def test_without_pandas(monkeypatch, dose_path, labels_path):
     dvh = dosemap.dvh(dose_path, labels_path)
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(dosemap.MissingPackageError, match=r"records\(\).*pip install pandas"):
         dvh.to_pandas()
     with pytest.raises(dosemap.MissingPackageError, match=r"curve\(\).*pip install pandas"):
