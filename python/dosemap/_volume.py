@@ -77,7 +77,12 @@ class Volume:
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
     ) -> npt.NDArray[Any]:
         """Give numpy ``data``: copied where another dtype is asked for, or a copy."""
-        array: npt.NDArray[Any] = _errors.numpy().array(self.data, dtype=dtype, copy=copy)
+        numpy = _errors.numpy()
+        array: npt.NDArray[Any]
+        if copy is None:  # numpy 1 has no None
+            array = numpy.asarray(self.data, dtype)
+        else:
+            array = numpy.array(self.data, dtype=dtype, copy=copy)
         return array
 
     def to_nifti(self) -> nibabel.Nifti1Image:
