@@ -202,7 +202,8 @@ def _nibabel_files(image: Any) -> tuple[str, ...]:  # noqa: ANN401
 
 def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
     header, affine = image.header, image.affine
-    if hasattr(header, "get_slope_inter") and not hasattr(header, "get_sform"):
+    kinds = {kind.__name__ for kind in type(header).__mro__}
+    if "AnalyzeHeader" in kinds and "Nifti1Header" not in kinds:
         raise _errors.UnsupportedError(
             f"{keyword} is an ANALYZE image, which does not say where left and right are",
             remedy="convert the original to NIfTI",
@@ -223,18 +224,22 @@ def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
 
 
 def _header_bytes(image: Any, shape: tuple[int, ...]) -> bytes | None:  # noqa: ANN401
-    """Give the header as it would lie in a file, where it says the same as the image."""
+    """Give the header as it would lie in a file, where it says the same as the image.
+
+    With it, what is written has the same forms, and the affine the same bits, as from the file.
+    """
     import numpy as np
 
     header = image.header
-    if not hasattr(header, "get_best_affine") or not hasattr(header, "binaryblock"):
+    # Without a form nibabel takes x as going to the left, NIfTI to the right: the image is right.
+    if not (
+        hasattr(header, "get_sform") and (header["sform_code"] > 0 or header["qform_code"] > 0)
+    ):
         return None
     dim = (*header.get_data_shape(), 1, 1, 1)[:3]
     if dim != shape or not np.array_equal(header.get_best_affine(), image.affine):
         return None
-    header = header.copy()
-    header.set_data_dtype(np.float32)
-    return bytes(header.as_byteswapped("<").binaryblock) + bytes(4)
+    return bytes(header.binaryblock) + bytes([len(header.extensions) > 0, 0, 0, 0])
 
 
 def _from_metatensor(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
@@ -334,7 +339,8 @@ def _first(bad: npt.NDArray[np.bool_], array: np.ndarray[Any, np.dtype[Any]]) ->
 
     flat = int(np.argmax(bad.ravel(order="F")))
     index = tuple(int(i) for i in np.unravel_index(flat, bad.shape, order="F"))
-    return f"voxel {index} is {array[index]:g}"
+    value = array[index].item()
+    return f"voxel {index} is {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _ids_of(array: np.ndarray[Any, np.dtype[Any]], keyword: str) -> npt.NDArray[np.int32]:
