@@ -83,7 +83,7 @@ typedef struct dm_grid {
 } dm_grid;
 
 /* A 3D volume in float32, x fastest. `header` keeps the NIfTI header that it was read with, so that
- * what is written on this grid has the same qform and sform; NULL for volumes made in memory. */
+ * what is written on this grid has the same qform and sform; NULL for volumes without one. */
 typedef struct dm_volume {
     dm_grid grid;
     float *data;
@@ -114,6 +114,14 @@ DM_API dm_status dm_volume_create_like(const dm_volume *like, dm_volume **volume
  * an output. */
 DM_API dm_status dm_volume_view(const dm_grid *grid, float *data, dm_volume **volume,
                                 dm_error *err);
+
+/* The same with the grid and the header that dm_volume_read gives a file with this NIfTI-1 or -2
+ * header (348 or 540 bytes, in either byte order, and the 4 behind them, which announce extensions,
+ * or not), so that what is written on its grid has the same qform and sform. How the file stores its
+ * voxels (datatype, scaling, offset, pair) does not matter. Errors: FORMAT, UNSUPPORTED (4D), VALUE
+ * (no data), MEMORY. */
+DM_API dm_status dm_volume_view_header(const void *header, size_t size, float *data,
+                                       dm_volume **volume, dm_error *err);
 
 DM_API void dm_volume_free(dm_volume *volume);
 

@@ -211,6 +211,22 @@ static dm_status check_datatype(const fields *f, const char *path, nifti_layout 
                      f->datatype);
 }
 
+static dm_status check_voxels(const fields *f, size_t sample_size, const char *path, uint64_t *size,
+                              dm_error *err)
+{
+    int64_t bytes = (int64_t)sample_size;
+    for (int d = 1; d <= 3; d++)
+        if (__builtin_mul_overflow(bytes, f->dim[d], &bytes))
+            bytes = INT64_MAX;
+    /* Converted to float32 the volume may take four times as much. */
+    if ((uint64_t)bytes > SIZE_MAX / 8)
+        return error_set(err, DM_ERROR_FORMAT, path, damaged,
+                         "%lldx%lldx%lld voxels are more than memory can ever hold",
+                         (long long)f->dim[1], (long long)f->dim[2], (long long)f->dim[3]);
+    *size = (uint64_t)bytes;
+    return DM_OK;
+}
+
 /* nibabel refuses offsets into the header too; NIfTI-clib would read from byte 348. */
 static dm_status check_data_range(const fields *f, int version, const char *path,
                                   nifti_layout *layout, dm_error *err)
@@ -222,18 +238,7 @@ static dm_status check_data_range(const fields *f, int version, const char *path
                          "vox_offset is %g; voxels must start at a whole byte from %d on",
                          f->vox_offset, least);
     layout->data_offset = (uint64_t)f->vox_offset;
-
-    int64_t bytes = (int64_t)layout->sample_size;
-    for (int d = 1; d <= 3; d++)
-        if (__builtin_mul_overflow(bytes, f->dim[d], &bytes))
-            bytes = INT64_MAX;
-    /* Converted to float32 the volume may take four times as much. */
-    if ((uint64_t)bytes > SIZE_MAX / 8)
-        return error_set(err, DM_ERROR_FORMAT, path, damaged,
-                         "%lldx%lldx%lld voxels are more than memory can ever hold",
-                         (long long)f->dim[1], (long long)f->dim[2], (long long)f->dim[3]);
-    layout->data_size = (uint64_t)bytes;
-    return DM_OK;
+    return check_voxels(f, layout->sample_size, path, &layout->data_size, err);
 }
 
 /* NIfTI: a slope of 0 means no scaling; a slope that is no number is taken so too, as nibabel does.
@@ -407,6 +412,63 @@ dm_status nifti_header_decode(const uint8_t *bytes, size_t size, const char *pat
         return status;
     }
     layout->grid = copy->grid;
+    *header = copy;
+    return DM_OK;
+}
+
+/* What places the voxels, of a header whose fields are in `copy`; those that say how a file's voxels
+ * are stored are made those of float32. */
+static dm_status place(nifti_header_copy *copy, dm_error *err)
+{
+    fields *f = &copy->fields;
+    uint64_t bytes;
+    dm_status status = check_dims(f, NULL, err);
+    if (status != DM_OK)
+        return status;
+    complete_axes(f);
+    f->datatype = DT_FLOAT32;
+    f->bitpix = 32;
+    f->scl_slope = 1;
+    f->scl_inter = 0;
+    f->vox_offset = copy->version == 1 ? NIFTI_1_HEAD : NIFTI_2_HEAD;
+    status = check_voxels(f, sizeof(float), NULL, &bytes, err);
+    if (status == DM_OK)
+        status = check_placement(f, NULL, err);
+    if (status == DM_OK)
+        status = convert_placement(f, NULL, &copy->grid, err);
+    return status;
+}
+
+dm_status nifti_header_place(const uint8_t *bytes, size_t size, dm_grid *grid,
+                             nifti_header_copy **header, dm_error *err)
+{
+    identity id;
+    *header = NULL;
+    const size_t head = size < 4 ? 0 : nifti_head_size(bytes);
+    if (head == 0 || (size != head && size != head - 4))
+        return error_set(err, DM_ERROR_FORMAT, NULL,
+                         "give the 348 bytes of a NIfTI-1 header or the 540 of a NIfTI-2 header, "
+                         "and the 4 behind them or not",
+                         "these %zu bytes are no NIfTI header", size);
+    (void)identify(bytes, &id);
+    const char *magic = (const char *)bytes + (id.version == 1 ? 344 : 4);
+    dm_status status = memcmp(magic, id.version == 1 ? "ni1" : "ni2", 4) == 0
+                           ? DM_OK /* of a pair: its voxels are in memory, too */
+                           : check_magic(bytes, id.version, NULL, err);
+    if (status != DM_OK)
+        return status;
+    nifti_header_copy *copy = calloc(1, sizeof *copy);
+    if (!copy)
+        return error_memory(err, sizeof *copy, "a NIfTI header");
+    copy->version = id.version;
+    copy->had_extensions = size == head && bytes[head - 4] != 0;
+    read_fields(bytes, &id, &copy->fields);
+    status = place(copy, err);
+    if (status != DM_OK) {
+        free(copy);
+        return status;
+    }
+    *grid = copy->grid;
     *header = copy;
     return DM_OK;
 }

@@ -51,6 +51,12 @@ size_t nifti_head_size(const uint8_t *bytes);
 dm_status nifti_header_decode(const uint8_t *bytes, size_t size, const char *path,
                               nifti_layout *layout, nifti_header_copy **header, dm_error *err);
 
+/* For voxels in memory, of which the header says no more than where they lie: datatype, scaling and
+ * offset may be anything, and the magic a pair's. size: with the four bytes behind the header or
+ * without. `header` is released with free(). */
+dm_status nifti_header_place(const uint8_t *bytes, size_t size, dm_grid *grid,
+                             nifti_header_copy **header, dm_error *err);
+
 /* NULL for NULL and when memory is short. */
 nifti_header_copy *nifti_header_clone(const nifti_header_copy *header);
 

@@ -58,17 +58,44 @@ dm_status dm_volume_create_like(const dm_volume *like, dm_volume **volume, dm_er
     return DM_OK;
 }
 
+static dm_status check_voxels_given(const float *data, dm_error *err)
+{
+    if (data)
+        return DM_OK;
+    return error_set(err, DM_ERROR_VALUE, NULL, "give the voxels to look at",
+                     "a view of voxels was asked for without voxels (NULL)");
+}
+
 dm_status dm_volume_view(const dm_grid *grid, float *data, dm_volume **volume, dm_error *err)
 {
     size_t bytes;
     *volume = NULL;
-    if (!data)
-        return error_set(err, DM_ERROR_VALUE, NULL, "give the voxels to look at",
-                         "a view of voxels was asked for without voxels (NULL)");
-    dm_status status = make(grid, volume, &bytes, err);
+    dm_status status = check_voxels_given(data, err);
+    if (status == DM_OK)
+        status = make(grid, volume, &bytes, err);
     if (status == DM_OK)
         (*volume)->data = data;
     return status;
+}
+
+dm_status dm_volume_view_header(const void *header, size_t size, float *data, dm_volume **volume,
+                                dm_error *err)
+{
+    *volume = NULL;
+    dm_status status = check_voxels_given(data, err);
+    if (status != DM_OK)
+        return status;
+    dm_volume *made = calloc(1, sizeof *made);
+    if (!made)
+        return error_memory(err, sizeof *made, "a volume");
+    status = nifti_header_place(header, size, &made->grid, &made->header, err);
+    if (status != DM_OK) {
+        dm_volume_free(made);
+        return status;
+    }
+    made->data = data;
+    *volume = made;
+    return DM_OK;
 }
 
 void dm_volume_free(dm_volume *volume)
