@@ -26,8 +26,6 @@ needs them: none of them by ``import dosemap``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from . import _core, _errors
 
 _core.set_error_factory(_errors.error_of)
@@ -48,11 +46,9 @@ from ._errors import (  # noqa: E402
 from ._installation import Device, devices, doctor, inspect  # noqa: E402
 from ._keywords import pet_info  # noqa: E402
 from ._model import Model, load_model  # noqa: E402
+from ._plot import plot_dvh, plot_prediction  # noqa: E402
 from ._prediction import Prediction  # noqa: E402
 from ._volume import Volume, read  # noqa: E402
-
-if TYPE_CHECKING:
-    from ._plot import plot_dvh, plot_prediction
 
 __version__ = _core.version()
 
@@ -87,16 +83,3 @@ __all__ = [
 
 for _class in (Device, Dvh, Model, Prediction, StructureDose, Volume):
     _class.__module__ = "dosemap"
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import plots, which need matplotlib, when they are asked for."""
-    if name in ("plot_dvh", "plot_prediction"):
-        from . import _plot
-
-        return getattr(_plot, name)
-    raise AttributeError(f"module 'dosemap' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

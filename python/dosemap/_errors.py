@@ -124,6 +124,7 @@ KEYWORDS: dict[str, str | None] = {
     "--injected": "injected_mbq",
     "--injection-time": "injection_time",
     "--list-gpus": None,  # of nvidia-smi
+    "--long": None,  # of zstd
     "--memory": "memory",
     "--model": "load_model",
     "--nan-to-zero": "nan_to_zero=True",
@@ -138,6 +139,7 @@ KEYWORDS: dict[str, str | None] = {
     "--skip-air": "skip_air",
     "--tile": "tile",
     "--tune": None,  # of dosemap bench
+    "--ultra": None,  # of zstd
     "--units": "units",
 }
 _NUMBERS = frozenset({"batch", "body_weight_kg", "half_life_s", "injected_mbq", "overlap",

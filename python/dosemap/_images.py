@@ -18,6 +18,7 @@ from ._keywords import is_path, path_of
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from nibabel.filebasedimages import FileBasedImage  # what the type of nibabel.load() says
 
     from ._volume import Volume
 
@@ -33,7 +34,9 @@ class SpatialImage(Protocol):
 
 # An image: a file's name; nibabel's image; dosemap.Volume; MONAI's MetaTensor or TorchIO's image
 # with one channel; or an array (x, y, z), whose affine is a keyword of its own.
-ImageLike: TypeAlias = "str | os.PathLike[str] | SpatialImage | Volume | npt.ArrayLike"
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | SpatialImage | FileBasedImage | Volume | npt.ArrayLike"
+)
 # Structures: a label map as file, image or array on the PET's grid; a folder of masks; or a mask
 # for each name.
 LabelsLike: TypeAlias = "ImageLike | Mapping[str, ImageLike]"

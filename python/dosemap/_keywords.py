@@ -9,7 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias, TypedDict, cast
 
 from . import _core, _errors
 
@@ -187,10 +187,10 @@ def tile_of(value: Tile) -> tuple[int, int, int] | str | None:
             given = _errors.described(value)
             raise _errors.invalid(f"tile={given} is unknown", f"tile is {wanted}")
         return value
-    try:
-        edges = [count("tile", edge, 65536) or 1 for edge in value]  # type: ignore[union-attr]
-    except TypeError:
-        edges = [count("tile", value, 65536)] * 3
+    each: list[Any] = _values(value) if isinstance(value, Iterable) else [value] * 3
+    if any(edge is None for edge in each):
+        raise _errors.wrong_type("tile", None, wanted)
+    edges = [count("tile", edge, 65536) for edge in each]
     if len(edges) != 3:
         raise _errors.invalid(f"tile has {len(edges)} numbers", f"tile is {wanted}")
     return edges[0], edges[1], edges[2]
@@ -212,16 +212,20 @@ def memory_of(value: object) -> int:
     return int(size)
 
 
+def _values(value: object) -> list[Any]:
+    """Each of several; an array without axes, which calls itself iterable, is one."""
+    several = isinstance(value, Iterable) and getattr(value, "shape", None) != ()
+    return list(value) if several else [value]  # type: ignore[call-overload]
+
+
 def thresholds_of(vx: object) -> tuple[float, ...]:
     """Doses for Vx, at least 0; one number is one of them."""
     if vx is None:
         return ()
     if isinstance(vx, (str, bytes)):
         raise _errors.wrong_type("vx", vx, "numbers, as in vx=(5, 10, 20)")
-    values: list[Any] = [vx]
-    if isinstance(vx, Iterable) and getattr(vx, "shape", None) != ():
-        values = list(vx)
-    if None in values:
+    values = _values(vx)
+    if any(value is None for value in values):
         raise _errors.wrong_type("vx", None, "numbers")
     return tuple(number("vx", value, 0, 1e300, "") for value in values)
 
@@ -265,7 +269,21 @@ def running_options(keywords: dict[str, Any]) -> dict[str, Any]:
 # ---- What a sidecar says -------------------------------------------------------------------------
 
 
-def pet_info(path: PathLike) -> dict[str, str | float]:
+class PetKeywords(TypedDict, total=False):
+    """Keywords of predict() that say how a PET is quantified."""
+
+    units: Literal["suv", "bqml", "kbqml"]
+    decay_correction: Literal["injection", "start", "none"]
+    body_weight_kg: float
+    injected_mbq: float
+    residual_mbq: float
+    radionuclide: str
+    half_life_s: float
+    injection_time: float
+    scan_time: float
+
+
+def pet_info(path: PathLike) -> PetKeywords:
     """Keywords of :meth:`Model.predict` that the sidecar of a PET knows.
 
     The sidecar is the BIDS-PET or dcm2niix JSON beside the file, with the same name. What it leaves
@@ -304,4 +322,5 @@ def pet_info(path: PathLike) -> dict[str, str | float]:
         "injection_time": info.injection_time_s,
         "scan_time": info.scan_time_s,
     }
-    return {key: value for key, value in known.items() if value is not None and value == value}
+    said = {key: value for key, value in known.items() if value is not None and value == value}
+    return cast("PetKeywords", said)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 _HTML_ROWS = 12
 
@@ -202,7 +202,7 @@ class Prediction:
         )
         return [Path(output) for output in outputs]
 
-    def plot(self, **keywords: Any) -> Figure | SubFigure:  # noqa: ANN401
+    def plot(self, **keywords: Any) -> Figure:  # noqa: ANN401
         """Three planes and the maximum intensity projection of PET and dose, and the DVHs.
 
         Takes the keywords of :func:`dosemap.plot_prediction`. Needs matplotlib.
