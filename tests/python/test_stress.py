@@ -5,6 +5,7 @@ What a single predictor of the core does in such cases is in test_core_threads.p
 """
 
 import concurrent.futures
+import contextlib
 import gc
 import itertools
 import json
@@ -195,6 +196,25 @@ def test_interrupted_without_care(constructed_path, options):
     code, _, errors, took = signalled(constructed_path, f"predict(large, {options})", signal.SIGINT)
     assert code == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
     assert took < SOON
+
+
+def test_cancelled_within_a_window(constructed_path):
+    """Which is the whole volume here: who cancels does not wait until all of it is done."""
+    model = dosemap.load_model(constructed_path)
+    pet = np.ones((128, 128, 128), np.float32, order="F")
+    common = {"affine": np.diag([4.0, 4, 4, 1]), "tile": "whole", "threads": 2, **SUV}
+
+    def seconds(*error, **options):
+        begin = time.monotonic()
+        with pytest.raises(*error) if error else contextlib.nullcontext():
+            model.predict(pet, **common, **options)
+        return time.monotonic() - begin
+
+    whole = min(seconds() for _ in range(2))
+    cancelled = min(
+        seconds(dosemap.CancelledError, progress=lambda share, stage: True) for _ in range(3)
+    )
+    assert cancelled < whole / 2
 
 
 def test_interrupted_while_a_thread_predicts(constructed_path):

@@ -40,6 +40,7 @@ typedef struct cpu_run {
     gather gather;
     stitch *stitch;
     atomic_size_t next, run, skipped;
+    atomic_bool cancelled;
     pthread_mutex_t lock; /* of what follows: the failure with the lowest window */
     size_t failed_window;
     dm_error error;
@@ -144,6 +145,19 @@ static bool next_window(cpu_thread *t, size_t *window)
     return false;
 }
 
+/* All steps of a window. A window can be the whole volume and take long: who cancels does not wait
+ * for its end. After a failure the others' windows go on: theirs may be the one to be named. */
+static dm_status run_window(cpu_thread *t, dm_error *err)
+{
+    dm_status status = DM_OK;
+    for (size_t i = 0; status == DM_OK && i < t->run->state->plan->n_steps; i++) {
+        if (atomic_load(&t->run->cancelled))
+            return DM_CANCELLED;
+        status = worker_run_step(t->worker, i, err);
+    }
+    return status;
+}
+
 static void *work(void *argument)
 {
     cpu_thread *t = argument;
@@ -151,7 +165,10 @@ static void *work(void *argument)
     size_t window;
     while (next_window(t, &window)) {
         dm_error error = {0};
-        if (worker_run(t->worker, &error) != DM_OK) {
+        dm_status status = run_window(t, &error);
+        if (status == DM_CANCELLED)
+            break;
+        if (status != DM_OK) {
             fail(run, window, &error);
             break;
         }
@@ -243,8 +260,10 @@ static dm_status run_windows(cpu_run *run, dm_error *err)
     while (status == DM_OK && !stitch_wait(run->stitch, PROGRESS_SECONDS, &done))
         status = job_report(job, NETWORK_SHARE * (double)done / (double)job->tiling->count,
                             "network", err);
-    if (status != DM_OK)
+    if (status != DM_OK) {
+        atomic_store(&run->cancelled, true);
         stitch_stop(run->stitch);
+    }
     for (unsigned i = 0; i < started; i++)
         pthread_join(threads[i].thread, NULL);
     free_threads(threads, n);

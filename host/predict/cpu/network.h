@@ -40,9 +40,10 @@ const float *worker_output(const worker *worker);
 /* Runs all steps; several workers may run at the same time. The result is the same for any number
  * of threads. */
 dm_status worker_run(worker *worker, dm_error *err);
-/* For tests and benchmarks: one step, the arena that the plan's offsets refer to, and the name
- * of the kernel of a convolution step ("ref..." is a very slow one), NULL for others. */
+/* One step; in their order they are worker_run. */
 dm_status worker_run_step(worker *worker, size_t step, dm_error *err);
+/* For tests and benchmarks: the arena that the plan's offsets refer to, and the name of the kernel
+ * of a convolution step ("ref..." is a very slow one), NULL for others. */
 void *worker_arena(worker *worker);
 const char *network_kernel(const network *network, size_t step);
 #endif
