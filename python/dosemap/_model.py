@@ -370,7 +370,7 @@ dosegan-16-constructed (NOT TRAINED))
 
         """
         if not isinstance(other, Model):
-            other = load_model(other)
+            other = load_model(path_of("other", other))
         _, report = self._core.compare(other._core, True)
         differences: dict[str, Any] = json.loads(report)
         return differences
