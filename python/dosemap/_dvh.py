@@ -7,7 +7,7 @@ import html
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from . import _core, _dose_unit, _errors, _images, _keywords
@@ -86,7 +86,7 @@ class StructureDose:
     d2cc: float
     v_percent: dict[float, float]
     bin_width: float
-    _core: _core.Structure = field(metadata={"private": True})
+    _core: _core.Structure
 
     @property
     def histogram(self) -> npt.NDArray[np.uint64]:
