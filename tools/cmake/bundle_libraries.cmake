@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # While a package is being made: every shared library that packed_files load, but glibc's, which has
 # to fit the kernel and the loader of the machine, into bundle_libraries; and where each is from,
-# with its licence, into bundle_licences. package.cmake and wheel.cmake set these. A wheel is given
-# its libraries by auditwheel (bundle_libraries is empty), which leaves those of the compiler out.
-set(compilers_own "")
+# with its licence, into bundle_licences. package.cmake and wheel.cmake set these. Into a wheel
+# (bundle_libraries is empty) auditwheel puts them, but for those that its policies know everywhere.
+set(everywhere "")
 if(NOT bundle_libraries)
-    set(compilers_own "^lib(gcc_s|stdc\\+\\+)\\.so")
+    set(everywhere "^lib(gcc_s|stdc\\+\\+|z)\\.so")
 endif()
 file(GET_RUNTIME_DEPENDENCIES
     LIBRARIES ${packed_files}
@@ -13,7 +13,7 @@ file(GET_RUNTIME_DEPENDENCIES
     UNRESOLVED_DEPENDENCIES_VAR missing
     PRE_EXCLUDE_REGEXES "^libdosemap" "^linux-vdso" "^ld-linux"
         "^lib(c|m|dl|rt|pthread|resolv|mvec|util)\\.so"
-        ${compilers_own})
+        ${everywhere})
 if(missing)
     message(FATAL_ERROR "These libraries are needed and not found: ${missing}")
 endif()

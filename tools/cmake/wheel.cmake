@@ -13,7 +13,7 @@ set_target_properties(dosemap_python PROPERTIES INSTALL_RPATH "$ORIGIN/${CMAKE_I
 target_link_options(dosemap_python PRIVATE LINKER:--disable-new-dtags)
 install(TARGETS dosemap_python LIBRARY DESTINATION . COMPONENT python)
 
-# auditwheel brings the libraries themselves, but for those that every Linux of its policies has.
+# The licences of the libraries that auditwheel will put into the wheel.
 install(CODE "
     set(packed_files \"${packed_files};$<TARGET_FILE:dosemap_python>\")
     set(bundle_libraries \"\")
