@@ -108,8 +108,7 @@ def array_of(
             "fill them, for example with .filled(0)",
         )
     if hasattr(value, "detach"):  # a tensor: without gradient, on the host, in a type of numpy's
-        value = value.detach().cpu().resolve_neg()
-        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        value = _host_array(value, keyword)
     try:
         array = np.asarray(value)
     except (TypeError, RuntimeError) as error:
@@ -123,6 +122,14 @@ def array_of(
             "convert it, for example with .astype('float32')"
         )
     return array
+
+
+def _host_array(tensor: Any, keyword: str) -> Any:  # noqa: ANN401
+    try:
+        tensor = tensor.detach().cpu().resolve_neg()
+        return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+    except (RuntimeError, TypeError) as error:  # of sparse ones, or without data
+        raise _errors.wrong_type(keyword, tensor, f"a tensor with voxels ({error})") from None
 
 
 def _three_axes(
@@ -391,7 +398,8 @@ def _names_of(names: Mapping[Any, Any]) -> dict[int, str]:
             or not isinstance(name, str)
         ):
             wanted = "names by id, as in {1: 'liver'}"
-            raise TypeError(f"label_names wants {wanted}, not {key!r}: {value!r}")
+            given = f"{_errors.described(key)}: {_errors.described(value)}"
+            raise TypeError(f"label_names wants {wanted}, not {given}")
         if int(number) == 0:
             continue  # background
         if int(number) in by_id or name in by_id.values():

@@ -43,6 +43,8 @@ def _as_float(keyword: str, value: object) -> float:
         raise _errors.wrong_type(keyword, value, "a number")
     try:
         return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
     except (TypeError, ValueError):
         raise _errors.wrong_type(keyword, value, "one number") from None
 

@@ -190,7 +190,7 @@ VALUES = {
     "injection_time": ["yesterday", "25:00:00", "093000", math.nan],
     "scan_time": ["", "10:61", math.inf],
     "activity_gbq": [0, -7.4, 201, 7400, math.nan],
-    "vx": [(-1,), (5, math.nan), -3.0],
+    "vx": [(-1,), (5, math.nan), -3.0, [10**400], [-(10**400)]],
     "tile": [0, -1, (0, 8, 8), (8, 8), (8, 8, 8, 8), "big", "32", "8,8,8", 10**6, []],
     "overlap": [-0.1, 0.95, 50, math.nan],
     "blend": ["linear", "Gaussian"],

@@ -468,3 +468,6 @@ def test_real_tensors(tiny, small):
     negated = torch._neg_view(-plain)
     for form in (tensor.requires_grad_(), plain, plain.double(), plain.bfloat16(), negated):
         assert dose_of(tiny, form) == expected
+    for form in (plain.to("meta"), plain.to_sparse()):
+        with pytest.raises(TypeError, match="pet wants a tensor with voxels"):
+            dose_of(tiny, form)
