@@ -333,8 +333,8 @@ def draw_prediction(
     if dvh:
         halves = figure.add_gridspec(1, 2, width_ratios=(wide, CURVES_IN))
         images, curves = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
-        legend = {**below, "frameon": False}
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.13), "frameon": False}
+        legend = {**below, "fontsize": "x-small", "borderpad": 0}
         draw_curves(dvh, curves.add_subplot(), structures, False, legend)
     _draw_images(images, rows, turn, cut)
     images.supxlabel(_said(prediction, stored, at is None), fontsize="small", x=0.01, ha="left")
