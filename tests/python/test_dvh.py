@@ -144,8 +144,10 @@ def test_unit_of_the_sidecar(tmp_path, labels_path, ends):
     [
         b'{"Units": "mGy"}', b'{"Units": ["Gy"]}', b'["Gy/GBq"]', b"", b"{", b"\xff\xfe{}",
         b'{"Units": "Gy/GBq", "Units": "Gy/GBq"}', b'{"Units": "Gy/GBq", "X": NaN}',
-        b"[" * 100000, '{"Units": "Gy/GBq"}'.encode("utf-16"), b" " * ((4 << 20) + 1),
+        b"[" * 100000, '{"Units": "Gy/GBq"}'.encode("utf-16"),
+        b'{"Units": "Gy/GBq"}' + b" " * (4 << 20),
     ],
+    ids=["unit", "list", "array", "empty", "cut", "bytes", "twice", "NaN", "deep", "utf16", "large"],
 )  # fmt: skip
 def test_sidecars_of_others(dose_path, labels_path, content):
     """What says nothing to the command line says nothing here: the map is in Gy."""
