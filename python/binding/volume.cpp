@@ -41,15 +41,22 @@ static volume volume_read(const path &name)
     return {read.share()};
 }
 
-static volume volume_view(array_3d<float> data, const affine &rows)
+static volume volume_view(array_3d<float> data, const affine &rows,
+                          const std::optional<nb::bytes> &header)
 {
     check_aligned(data.data(), sizeof(float));
     dm_grid grid = grid_of(data, rows);
     made<dm_volume, dm_volume_free> view;
     dm_error error = {};
     /* Volumes of Python are inputs, which are not written to. */
-    if (dm_volume_view(&grid, const_cast<float *>(data.data()), view.put(), &error) != DM_OK)
+    float *voxels = const_cast<float *>(data.data());
+    dm_status status =
+        header ? dm_volume_view_header(header->c_str(), header->size(), voxels, view.put(), &error)
+               : dm_volume_view(&grid, voxels, view.put(), &error);
+    if (status != DM_OK)
         raise(error);
+    if (sizes_of(view.get()->grid.dim) != sizes_of(grid.dim))
+        raise_value("the header is of an image with another size", "give the array's own header");
     std::shared_ptr<const dm_volume> seen = view.share();
     /* Both live and die together. */
     struct with_array {
@@ -92,7 +99,9 @@ void bind_volume(nb::module_ &m)
     nb::class_<volume>(m, "Volume", "A 3D image in float32 with the place of its voxels.")
         .def_static("read", volume_read, nb::arg("path"), "NIfTI.")
         .def_static("view", volume_view, nb::arg("data").noconvert(), nb::arg("affine"),
-                    "An array (x, y, z), which is kept and not copied; affine: rows of 3x4.")
+                    nb::arg("header") = nb::none(),
+                    "An array (x, y, z), which is kept and not copied; affine: rows of 3x4. With a "
+                    "NIfTI header it lies where that says, and is written with its forms.")
         .def("write", volume_write, nb::arg("path"), nb::arg("threads") = 0)
         .def("all_finite", volume_not_finite, "None, or the first voxel that is NaN or infinite.")
         .def_prop_ro("dim", [](const volume &v) { return sizes_of(v.c->grid.dim); })

@@ -34,8 +34,11 @@ class Volume:
             dict(shape=(None, None, None), order="F", device="cpu", writable=False),
         ],
         affine: Sequence[float],
+        header: bytes | None = None,
     ) -> Volume:
-        """An array (x, y, z), which is kept and not copied; affine: rows of 3x4."""
+        """
+        An array (x, y, z), which is kept and not copied; affine: rows of 3x4. With a NIfTI header it lies where that says, and is written with its forms.
+        """
 
     def write(
         self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], threads: int = 0

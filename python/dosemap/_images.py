@@ -300,7 +300,7 @@ def _no_affine(affine: Affine, keyword: str, reason: str) -> None:
 def _view(voxels: _Voxels, affine: tuple[float, ...], keyword: str) -> _core.Volume:
     data = _as_float32(voxels.array, keyword)
     try:
-        return _core.Volume.view(data, affine)
+        return _core.Volume.view(data, affine, voxels.header)
     except _errors.InvalidValueError as error:
         raise _errors.invalid(f"{keyword}: {error.what}", error.remedy) from None
 

@@ -168,7 +168,24 @@ def test_every_form_of_a_pet(tiny, tmp_path, kind):
     of_image = tiny.predict(image, **SUV)
     np.testing.assert_allclose(of_image.affine, image.affine * in_mm(image), rtol=1e-12, atol=1e-9)
     if kind != "no form":  # where nibabel takes x as going to the left, NIfTI to the right
-        assert_same_voxels(of_image, files)
+        assert saved(of_image, tmp_path)["dose"] == files["dose"]
+
+
+def test_the_header_of_an_image(tiny, tmp_path):
+    """Its forms and extensions count as the file's, unless the image lies elsewhere by now."""
+    image = nib.load(save_stored("both forms", tmp_path / "forms.nii"))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a PET"))
+    path = tmp_path / "pet.nii"
+    nib.save(image, path)
+    files = by_program(tmp_path, path, tiny, *SUV_WORDS)
+    assert json.loads(files["sidecar"])["HeaderExtensions"] == "not copied"
+    assert_same_files(saved(tiny.predict(nib.load(path), **SUV), tmp_path), files)
+    moved = nib.Nifti1Image(SUV_MAP, AFFINE + np.diag([0, 0, 0.5, 0]), image.header)
+    moved.affine[:3, 3] += 5
+    p = tiny.predict(moved, **SUV)
+    np.testing.assert_array_equal(p.affine, moved.affine)
+    p.save(tmp_path / "moved.nii")
+    np.testing.assert_allclose(nib.load(tmp_path / "moved.nii").affine, moved.affine)
 
 
 @pytest.mark.parametrize("kind", ["int16 scaled", "oblique", "oblique qform", "in metres"])
