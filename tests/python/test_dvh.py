@@ -147,7 +147,7 @@ def test_unit_of_the_sidecar(tmp_path, labels_path, ends):
         b"[" * 100000, '{"Units": "Gy/GBq"}'.encode("utf-16"),
         b'{"Units": "Gy/GBq"}' + b" " * (4 << 20),
     ],
-    ids="unit list array empty cut bytes twice NaN deep utf16 large".split(),
+    ids=["unit", "list", "array", "empty", "cut", "bytes", "twice", "NaN", "deep", "utf16", "big"],
 )  # fmt: skip
 def test_sidecars_of_others(dose_path, labels_path, content):
     """What says nothing to the command line says nothing here: the map is in Gy."""
