@@ -26,6 +26,8 @@ needs them: none of them by ``import dosemap``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import _core, _errors
 
 _core.set_error_factory(_errors.error_of)
@@ -83,3 +85,15 @@ __all__ = [
 
 for _class in (Device, Dvh, Model, Prediction, StructureDose, Volume):
     _class.__module__ = "dosemap"
+
+
+if not TYPE_CHECKING:  # else every name would be there for those who check types
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        """Say what there is instead of what one would look for first."""
+        instead = {
+            "predict": "dosemap.load_model().predict(pet, ...)",
+            "load": "dosemap.load_model(path) for a network, dosemap.read(path) for an image",
+        }
+        hint = f"; there is {instead[name]}" if name in instead else ""
+        raise AttributeError(f"module 'dosemap' has no attribute {name!r}{hint}")

@@ -46,16 +46,10 @@ Affine: TypeAlias = "npt.ArrayLike | None"
 
 @dataclass(frozen=True)
 class Image:
-    """An image for the core.
-
-    `path` is the file that it was read from here, whose sidecar counts. `files` are those of an
-    image that came in memory: nothing may overwrite them.
-    """
+    """An image for the core, and the file that it was read from here, whose sidecar counts."""
 
     volume: _core.Volume
     path: str | None = None
-    files: tuple[str, ...] = ()
-    source: object = None
 
 
 # ---- What kind of object it is, told without importing its package -------------------------------
@@ -86,6 +80,8 @@ def _refuse_others(image: object, keyword: str) -> None:
         )
     if hasattr(image, "PixelData") or hasattr(image, "SOPInstanceUID"):
         raise TypeError(f"{keyword} is DICOM; convert it to NIfTI, for example with dcm2niix")
+    if isinstance(image, (list, tuple)) and image and is_path(image[0]):
+        raise TypeError(f"{keyword} is a list of paths; take one at a time, in a loop")
     if image is None or isinstance(image, (Mapping, set, frozenset, bytes, bool)):
         wanted = "a file's path, a nibabel image, a dosemap.Volume, or an array with its affine"
         raise _errors.wrong_type(keyword, image, wanted)
@@ -199,15 +195,6 @@ class _Voxels:
     array: np.ndarray[Any, np.dtype[Any]]
     affine: tuple[float, ...] | None
     header: bytes | None = None
-    files: tuple[str, ...] = ()
-
-
-def _files(*names: object) -> tuple[str, ...]:
-    return tuple(path_of("image", name) for name in names if is_path(name) and name)
-
-
-def _nibabel_files(image: Any) -> tuple[str, ...]:  # noqa: ANN401
-    return _files(*(holder.filename for holder in getattr(image, "file_map", {}).values()))
 
 
 def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
@@ -225,12 +212,8 @@ def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
     numbers = affine_of(affine, f"the affine of {keyword}")
     units = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
     mm = {"meter": 1000.0, "micron": 0.001}.get(units, 1.0)
-    return _Voxels(
-        array,
-        tuple(x * mm for x in numbers),
-        _header_bytes(image, array.shape),
-        _nibabel_files(image),
-    )
+    placed = tuple(x * mm for x in numbers)
+    return _Voxels(array, placed, _header_bytes(image, array.shape))
 
 
 def _header_bytes(image: Any, shape: tuple[int, ...]) -> bytes | None:  # noqa: ANN401
@@ -259,14 +242,12 @@ def _from_metatensor(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
     matrix = array_of(image.affine, f"the affine of {keyword}")
     if "LPS" in str(image.meta.get("space", "RAS")):
         matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
-    files = _files(image.meta.get("filename_or_obj"))
-    return _Voxels(array, affine_of(matrix, f"the affine of {keyword}"), files=files)
+    return _Voxels(array, affine_of(matrix, f"the affine of {keyword}"))
 
 
 def _from_torchio(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
     array = _three_axes(array_of(image.data, keyword), keyword, True, header=False)
-    files = _files(getattr(image, "path", None))
-    return _Voxels(array, affine_of(image.affine, f"the affine of {keyword}"), files=files)
+    return _Voxels(array, affine_of(image.affine, f"the affine of {keyword}"))
 
 
 def _voxels_of(image: object, affine: Affine, keyword: str) -> _Voxels:
@@ -312,13 +293,13 @@ def volume_of(
     if is_path(image):
         path = path_of(keyword, image)
         _no_affine(affine, keyword, "the file has its own")
-        return Image(_core.Volume.read(path), path, source=image)
+        return Image(_core.Volume.read(path), path)
     if _is_volume(image):
         _no_affine(affine, keyword, "the volume has its own")
-        return Image(image._core, source=image)  # type: ignore[attr-defined]
+        return Image(image._core)  # type: ignore[attr-defined]
     voxels = _voxels_of(image, affine, keyword)
     place = voxels.affine or _place_of_array(voxels.array.shape, keyword, like)
-    return Image(_view(voxels, place, keyword), files=voxels.files, source=image)
+    return Image(_view(voxels, place, keyword))
 
 
 def _place_of_array(
@@ -336,6 +317,24 @@ def _place_of_array(
             f"give an array on that grid, or where this one lies: {word}, or a nibabel image",
         )
     return tuple(like.affine)
+
+
+def files_of(image: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """Give the files that an image, or a dict of images, came from, as far as it knows them."""
+    if is_path(image):
+        return (os.fsdecode(image),)
+    if _is_nibabel(image):
+        holders = getattr(image, "file_map", {}).values()
+        return tuple(os.fsdecode(h.filename) for h in holders if is_path(h.filename))
+    if _is_torchio(image):
+        return files_of(getattr(image, "path", None))
+    if _is_metatensor(image):
+        return files_of(image.meta.get("filename_or_obj"))
+    if _is_volume(image):
+        return files_of(getattr(image, "_path", None))
+    if isinstance(image, Mapping):
+        return tuple(file for each in image.values() for file in files_of(each))
+    return ()
 
 
 # ---- Labels --------------------------------------------------------------------------------------

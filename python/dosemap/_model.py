@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import threading
@@ -394,14 +395,17 @@ def _patches(array: object, name: str) -> npt.NDArray[np.float32]:
 
 def _shown(value: object) -> str:
     """Write down an argument for the sidecar, as far as it can be."""
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple) and shape:
-        return f"<{type(value).__qualname__} {' x '.join(map(str, shape))}>"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
+    if value is None or isinstance(value, (bool, int, float, str, datetime.time, datetime.date)):
+        return repr(value)
     if isinstance(value, os.PathLike):
         return repr(os.fsdecode(value))
-    return repr(value)
+    if isinstance(value, Mapping) and not hasattr(value, "affine"):
+        return f"{{{', '.join(f'{key!r}: {_shown(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (int, float)) for item in value):
+        return repr(value)
+    shape = getattr(value, "shape", None)
+    size = f" {' x '.join(map(str, shape))}" if isinstance(shape, tuple) and shape else ""
+    return f"<{type(value).__qualname__}{size}>"
 
 
 def _call(model: Model, pet: object, keywords: dict[str, Any]) -> str:
@@ -480,6 +484,15 @@ def _read_labels(
     )
 
 
+def _inputs(pet: object, keywords: dict[str, Any]) -> tuple[str, ...]:
+    """Name the files that went into a prediction, which no output may overwrite."""
+    images = _images.files_of(pet)
+    sidecars = [f"{image[: image.index('.nii')]}.json" for image in images if ".nii" in image]
+    names = keywords["label_names"]
+    others = (keywords["ct"], keywords["labels"], names if is_path(names) else None)
+    return (*images, *sidecars, *(file for other in others for file in _images.files_of(other)))
+
+
 def _predict(model: Model, pet: object, keywords: dict[str, Any]) -> Prediction:
     options = running_options(keywords)
     activity = number("activity_gbq", keywords["activity_gbq"], 1e-6, 200, "GBq")
@@ -504,6 +517,6 @@ def _predict(model: Model, pet: object, keywords: dict[str, Any]) -> Prediction:
         labels_path=labels_path,
         call=_call(model, pet, keywords),
         threads=options["threads"],
-        protected=(*image.files, *(ct.files if ct else ())),
+        inputs=_inputs(pet, keywords),
     )
     return Prediction(made, sources, options["v_thresholds"])

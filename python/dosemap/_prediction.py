@@ -34,7 +34,7 @@ class Sources:
     labels_path: str | None
     call: str
     threads: int
-    protected: tuple[str, ...]  # files of images that came in memory
+    inputs: tuple[str, ...]  # files that are not to be overwritten
 
 
 def _same_file(a: str, b: str) -> bool:
@@ -184,7 +184,7 @@ class Prediction:
         name, sources = path_of("path", path), self._sources
         dose, sidecar, dvh, organs = _core.output_paths(name)
         outputs = [dose, dvh, organs, sidecar] if self._dvh is not None else [dose, sidecar]
-        for file in sources.protected:
+        for file in sources.inputs:
             for output in outputs:
                 if _same_file(file, output):
                     raise _errors.invalid(

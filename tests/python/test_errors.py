@@ -255,6 +255,13 @@ def test_every_keyword_is_tried():
     assert VALUES.keys() | TYPES.keys() | others == dosemap.Model.predict.__kwdefaults__.keys()
 
 
+def test_names_that_there_are_not():
+    with pytest.raises(AttributeError, match=r"there is dosemap\.load_model\(\)\.predict"):
+        dosemap.predict("pet.nii")
+    with pytest.raises(AttributeError, match=r"'something'$"):
+        _ = dosemap.something
+
+
 def test_a_keyword_that_there_is_not(tiny, pet):
     with pytest.raises(TypeError, match="unit"):
         tiny.predict(pet, unit="suv")

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +181,9 @@ def test_what_is_no_image(tiny, pet):
 
 
 def test_images_of_others(tiny):
+    for paths in (["a.nii", "b.nii"], (Path("a.nii"),)):
+        with pytest.raises(TypeError, match="pet is a list of paths; take one at a time"):
+            tiny.predict(paths, **SUV)
     simpleitk = types.SimpleNamespace(GetDirection=None, GetSpacing=None)
     with pytest.raises(TypeError, match="z, y, x in LPS; give its file"):
         tiny.predict(simpleitk, **SUV)

@@ -441,8 +441,9 @@ def test_what_is_said_of_ct(pet_ct_path, tiny, pet, pet_data, affine):
     ct[1, 2, 3] = np.nan
     with pytest.raises(dosemap.InvalidValueError, match=r"\(1, 2, 3\).*nan_to_zero=True"):
         model.predict(pet, ct=ct)
-    with pytest.warns(UserWarning, match="% of the PET's activity lie outside of this CT"):
+    with pytest.warns(UserWarning, match="% of the PET's activity lie outside of this CT") as seen:
         model.predict(pet, ct=ct[:, :, :10], ct_affine=affine, nan_to_zero=True)
+    assert seen[0].filename == __file__
 
 
 # ---- The result ----------------------------------------------------------------------------------
@@ -520,8 +521,17 @@ def test_inputs_are_not_overwritten(tiny, pet, pet_data, affine, labels, tmp_pat
     assert {path: path.read_bytes() for path in pet.parent.iterdir()} == before
     link = tmp_path / "link.nii.gz"
     link.symlink_to(pet)
+    names = tmp_path / "names.json"
+    names.write_text('{"1": "liver"}')
+    of_image = tiny.predict(nib.load(pet), labels=nib.load(labels), label_names=names, **SUV)
+    # The PET by another name, its sidecar, the labels, the names of the labels.
+    for output in (link, pet.with_name("sub-1_pet.nii"), labels, tmp_path / "names.nii"):
+        with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
+            of_image.save(output)
+    masks = {"a": nib.load(labels), "b": labels}
     with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
-        tiny.predict(nib.load(pet), **SUV).save(link)
+        tiny.predict(pet, labels=masks).save(labels)
+    assert not list(tmp_path.glob("*.nii"))
 
 
 def test_where_it_cannot_be_saved(tiny, pet, tmp_path):
