@@ -44,8 +44,8 @@ def plot_prediction(
         dose_max: end of the dose's colour scale, in ``prediction.unit``; None: the maximum.
         structures: names of those whose curves and outlines are drawn; None: all, but where there
             are more than 12 those with the highest mean dose.
-        outlines: masks on the dose map's grid, to be outlined in the planes: a dict (name -> array
-            or nibabel image, not 0 inside), or labels as array, nibabel image or path, whose ids
+        outlines: structures on the dose map's grid, to be outlined in the planes: a dict of masks
+            (name -> array or image, not 0 inside), or labels as array, image or path, whose ids
             have the names of the DVHs.
         figure: matplotlib figure, or part of one, to draw into; None: a new one, which pyplot does
             not know: it is shown by notebooks, saved by ``.savefig("x.png")``, and gone when

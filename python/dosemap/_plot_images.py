@@ -8,7 +8,6 @@ cohort's figures are freed when they are forgotten, and no display is needed.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import _errors
+from . import _core, _errors, _images
+from ._keywords import is_path
 from ._plot_curves import NotebookFigure, chosen, colours_of, draw_curves, listed
 
 if TYPE_CHECKING:
@@ -200,19 +200,27 @@ def _show(axes: Axes, image: Array, turn: Turn, plane: Plane, row: Row) -> AxesI
     return shown
 
 
+class Outline(NamedTuple):
+    """A structure: voxels that are `id`, or any but 0, of a turned volume."""
+
+    voxels: Array
+    id: int | None = None
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where the planes lie in a turned volume, and the structures outlined in them."""
 
     voxel: tuple[int, ...]
-    masks: Mapping[str, Array]
+    outlines: Mapping[str, Outline]
     colours: Mapping[str, Any]
 
 
 def _outline(axes: Axes, turn: Turn, plane: Plane, cut: Cut) -> None:
     """Draw where the plane meets structures."""
-    for name, mask in cut.masks.items():
-        inside = _plane(turn.volume(mask), plane.across, cut.voxel[plane.across])
+    for name, outline in cut.outlines.items():
+        values = _plane(outline.voxels, plane.across, cut.voxel[plane.across])
+        inside = values != 0 if outline.id is None else values == outline.id
         if inside.any() and not inside.all() and min(inside.shape) > 1:
             axes.contour(
                 turn.centres_mm(plane.horizontal),
@@ -238,33 +246,40 @@ def _draw_row(axes: Sequence[Axes], bar: Axes, row: Row, turn: Turn, cut: Cut) -
     bar.figure.colorbar(shown, cax=bar, label=row.label, extend="max" if beyond else "neither")
 
 
-def _masks(outlines: object, prediction: Prediction) -> dict[str, Array]:
-    """Return masks by name: of a dict of them, or of labels as array, image or path."""
-    if outlines is None:
+def _outlines(
+    given: object, prediction: Prediction, turn: Turn, voxel: tuple[int, ...]
+) -> dict[str, Outline]:
+    """Return structures by name: of a dict of masks, or those of labels that a plane meets."""
+    if given is None:
         return {}
-    if isinstance(outlines, Mapping):
-        masks = {str(name): _array(mask) != 0 for name, mask in outlines.items()}
+    if isinstance(given, Mapping):
+        masks = {
+            name: _on_grid(mask, f"outlines[{name!r}]", prediction) for name, mask in given.items()
+        }
+        return {str(name): Outline(turn.volume(mask)) for name, mask in masks.items()}
+    labels = turn.volume(_on_grid(given, "outlines", prediction))
+    names = {s.id: s.name for s in prediction.dvh or ()}
+    cuts = [np.unique(_plane(labels, plane.across, voxel[plane.across])) for plane in PLANES]
+    ids = sorted({int(i) for i in np.concatenate(cuts)} - {0})
+    return {names.get(i, f"label_{i}"): Outline(labels, i) for i in ids}
+
+
+def _on_grid(image: object, keyword: str, prediction: Prediction) -> Array:
+    """Return the voxels of labels or a mask, which have to lie on the dose map's grid."""
+    grid = prediction.volume._core
+    if is_path(image) or hasattr(image, "affine"):
+        volume = _images.volume_of(image, keyword=keyword).volume
+        reason = _core.grid_difference(grid.dim, grid.affine, volume.dim, volume.affine)
+        array: Array = np.asarray(volume.data)
     else:
-        labels = _array(outlines)
-        names = {s.id: s.name for s in prediction.dvh or ()}
-        ids = [int(i) for i in np.unique(labels) if i]
-        masks = {names.get(i, f"label_{i}"): labels == i for i in ids}
-    for name, mask in masks.items():
-        if mask.shape != prediction.dose.shape:
-            raise _errors.invalid(
-                f"outlines: {name} has {mask.shape} voxels, the dose map {prediction.dose.shape}",
-                "give masks on the dose map's grid",
-            )
-    return masks
-
-
-def _array(image: object) -> Array:
-    """Return the voxels of an array, a nibabel image, a Volume or a path."""
-    if isinstance(image, (str, os.PathLike)):
-        from dosemap._volume import read
-
-        image = read(image)
-    return np.asarray(getattr(image, "dataobj", image))
+        array = _images.array_of(image, keyword)
+        reason = f"its shape is {array.shape}, not {tuple(grid.dim)}"
+        reason = "" if array.shape == tuple(grid.dim) else reason
+    if reason:
+        raise _errors.invalid(
+            f"{keyword} does not lie on the dose map's grid: {reason}", "bring it there"
+        )
+    return array
 
 
 def _said(prediction: Prediction, voxel: Sequence[int], highest: bool) -> str:
@@ -295,13 +310,13 @@ def _rows(prediction: Prediction, turn: Turn, scales: Mapping[str, float | None]
 
 
 def _colours(
-    prediction: Prediction, masks: Mapping[str, Array], structures: Sequence[str] | str | None
+    prediction: Prediction, outlines: Mapping[str, Outline], structures: Sequence[str] | str | None
 ) -> dict[str, Any]:
     """Return the colours of curves and outlines. What is outlined need not have a curve."""
     wanted, dvh = listed(structures), prediction.dvh
     if dvh is None:
-        return colours_of([name for name in masks if wanted is None or name in wanted])
-    own = [name for name in masks if name not in dvh] if wanted is None else []
+        return colours_of([name for name in outlines if wanted is None or name in wanted])
+    own = [name for name in outlines if name not in dvh] if wanted is None else []
     return colours_of(chosen([dvh], wanted)[0] + own)
 
 
@@ -318,10 +333,10 @@ def draw_prediction(
     turn = Turn.of(prediction.dose.shape, prediction.affine)
     stored = _voxel_of(at, prediction.dose)
     rows = _rows(prediction, turn, scales)
-    masks = _masks(outlines, prediction)
-    colours = _colours(prediction, masks, structures)
-    shown = {name: mask for name, mask in masks.items() if name in colours}
-    cut = Cut(turn.voxel(stored), shown, colours)
+    voxel = turn.voxel(stored)
+    outlined = _outlines(outlines, prediction, turn, voxel)
+    colours = _colours(prediction, outlined, structures)
+    cut = Cut(voxel, {name: outlined[name] for name in outlined if name in colours}, colours)
 
     high = min(ROW_IN, IMAGES_IN * turn.height_mm() / turn.width_mm())
     wide = high * turn.width_mm() / turn.height_mm() + BAR_IN
