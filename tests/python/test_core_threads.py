@@ -89,7 +89,8 @@ def test_handlers_run_meanwhile(endless):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    assert seen == 3 * [True]
+    # One more may come before the last window is done.
+    assert len(seen) >= 3 and all(seen)
 
 
 def test_progress_in_the_calling_thread(tiny_path, small):
@@ -126,17 +127,19 @@ def test_callbacks_cancel(endless, small, tiny_path):
         assert dose_bytes(ready, small, progress=lambda share, stage: 0) == expected
 
 
-def test_forward_is_cancelled_too(constructed_path):
-    model = _core.Model.load(constructed_path)
-    patches = np.zeros((2000, 1, 32, 32, 32), np.float32)
+def test_forward_is_cancelled_too(tiny_path):
+    model = _core.Model.load(tiny_path)
+    # The library reports after each 64 MiB of patches and results.
+    patches = np.zeros((60000, 1, 8, 8, 8), np.float32)
+    shares = []
 
     def raising(share, stage):
+        shares.append(share)
         raise LookupError(stage)
 
-    begin = time.monotonic()
     with pytest.raises(LookupError):
         model.forward([("pet", patches)], device="cpu", threads=2, progress=raising)
-    assert time.monotonic() - begin < ENOUGH
+    assert len(shares) == 1 and 0 < shares[0] < 1
 
 
 # ---- Threads -------------------------------------------------------------------------------------
