@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from . import _core, _errors, _images
 from ._keywords import is_path
@@ -348,9 +349,12 @@ def draw_prediction(
     if dvh:
         halves = figure.add_gridspec(1, 2, width_ratios=(wide, CURVES_IN))
         images, curves = figure.add_subfigure(halves[0]), figure.add_subfigure(halves[1])
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.13), "frameon": False}
-        legend = {**below, "fontsize": "x-small", "borderpad": 0}
-        draw_curves(dvh, curves.add_subplot(), structures, False, legend)
+        axes = curves.add_subplot()
+        # In inches below the axes, where their own words are, however high they become.
+        below = axes.transAxes + ScaledTranslation(0, -WORDS_IN / 2, curves.dpi_scale_trans)
+        legend = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below}
+        legend |= {"frameon": False, "fontsize": "x-small", "borderpad": 0}
+        draw_curves(dvh, axes, structures, False, legend)
     _draw_images(images, rows, turn, cut)
     images.supxlabel(_said(prediction, stored, at is None), fontsize="small", x=0.01, ha="left")
     return figure if isinstance(figure, Figure) else figure.figure

@@ -332,6 +332,17 @@ def test_curves_of_a_prediction(prediction):
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
 
 
+@pytest.mark.parametrize("figsize", [(13, 4), (9, 8)])
+def test_legend_of_a_prediction_is_in_nobodys_way(prediction, figsize):
+    figure = prediction.plot(figsize=figsize)
+    figure.draw_without_rendering()
+    axes = curves(figure)
+    legend, words = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert figure.bbox.y0 <= legend.y0 < legend.y1 <= words.y0
+    assert words.y1 < axes.get_window_extent().y0
+    assert figure.bbox.x0 < legend.x0 < legend.x1 <= figure.bbox.x1
+
+
 def test_curves_in_cm3(prediction):
     axes = prediction.dvh.plot(absolute=True)
     for line, s in zip(axes.lines, prediction.dvh, strict=True):
