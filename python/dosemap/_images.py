@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from . import _core, _errors
-from ._keywords import is_path, path_of
+from ._keywords import is_path, path_of, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +199,7 @@ class _Voxels:
 
 
 def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
-    header, affine = image.header, image.affine
+    header: Any = getattr(image, "header", None)
     kinds = {kind.__name__ for kind in type(header).__mro__}
     if "AnalyzeHeader" in kinds and "Nifti1Header" not in kinds:
         raise _errors.UnsupportedError(
@@ -206,31 +207,30 @@ def _from_nibabel(image: Any, keyword: str) -> _Voxels:  # noqa: ANN401
             remedy="convert the original to NIfTI",
             status=_errors.UNSUPPORTED,
         )
-    if affine is None:
+    if image.affine is None:
         raise _errors.invalid(f"{keyword} has no affine", "give an image that says where it lies")
     array = _three_axes(array_of(image.dataobj, keyword), keyword, False, header=True)
-    numbers = affine_of(affine, f"the affine of {keyword}")
+    numbers = affine_of(image.affine, f"the affine of {keyword}")
     units = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
     mm = {"meter": 1000.0, "micron": 0.001}.get(units, 1.0)
     placed = tuple(x * mm for x in numbers)
-    return _Voxels(array, placed, _header_bytes(image, array.shape))
+    return _Voxels(array, placed, _header_bytes(header, image.affine, array.shape))
 
 
-def _header_bytes(image: Any, shape: tuple[int, ...]) -> bytes | None:  # noqa: ANN401
+def _header_bytes(header: Any, affine: npt.ArrayLike, shape: tuple[int, ...]) -> bytes | None:  # noqa: ANN401
     """Give the header as it would lie in a file, where it says the same as the image.
 
     With it, what is written has the same forms, and the affine the same bits, as from the file.
     """
     import numpy as np
 
-    header = image.header
     # Without a form nibabel takes x as going to the left, NIfTI to the right: the image is right.
     if not (
         hasattr(header, "get_sform") and (header["sform_code"] > 0 or header["qform_code"] > 0)
     ):
         return None
     dim = (*header.get_data_shape(), 1, 1, 1)[:3]
-    if dim != shape or not np.array_equal(header.get_best_affine(), image.affine):
+    if dim != shape or not np.array_equal(header.get_best_affine(), affine):
         return None
     return bytes(header.binaryblock) + bytes([len(header.extensions) > 0, 0, 0, 0])
 
@@ -280,8 +280,12 @@ def _no_affine(affine: Affine, keyword: str, reason: str) -> None:
 
 def _view(voxels: _Voxels, affine: tuple[float, ...], keyword: str) -> _core.Volume:
     data = _as_float32(voxels.array, keyword)
+    if voxels.header:
+        # One that no file could have says nothing: the image's own affine counts.
+        with suppress(_errors.FormatError, _errors.UnsupportedError, _errors.InvalidValueError):
+            return _core.Volume.view(data, affine, voxels.header)
     try:
-        return _core.Volume.view(data, affine, voxels.header)
+        return _core.Volume.view(data, affine)
     except _errors.InvalidValueError as error:
         raise _errors.invalid(f"{keyword}: {error.what}", error.remedy) from None
 
@@ -401,11 +405,15 @@ def _names_of(names: Mapping[Any, Any]) -> dict[int, str]:
             raise TypeError(f"label_names wants {wanted}, not {given}")
         if int(number) == 0:
             continue  # background
+        if not 0 < int(number) <= MAX_ID:
+            raise _errors.invalid(
+                f"label_names has the id {int(number)}", f"ids are whole numbers to {MAX_ID}"
+            )
         if int(number) in by_id or name in by_id.values():
             raise _errors.invalid(
                 f"label_names has {int(number)}: {name!r} twice", "name each once"
             )
-        by_id[int(number)] = name
+        by_id[int(number)] = text("label_names", name, "names of structures")
     return by_id
 
 
@@ -478,6 +486,7 @@ def _from_masks(
     for name, mask in masks.items():
         if not isinstance(name, str):
             raise TypeError(f"labels wants names of masks as its keys, not {name!r}")
+        text("labels", name, "names of structures")
         keyword = f"labels[{name!r}]"
         array, place = _label_voxels(mask, keyword, dim, affine)
         x, y, z = array.shape

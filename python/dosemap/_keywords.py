@@ -26,8 +26,12 @@ def path_of(keyword: str, value: object) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise _errors.wrong_type(keyword, value, "a path")
     path = os.fsdecode(value)
-    if not path or "\0" in path:
-        raise _errors.invalid(f"{keyword}={path!r} is no name of a file", "give the file's path")
+    try:
+        usable = bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise _errors.invalid(f"{keyword}={path!a} is no name of a file", "give the file's path")
     return path
 
 
@@ -86,16 +90,28 @@ def flag(keyword: str, value: object) -> bool:
     raise _errors.wrong_type(keyword, value, "True or False")
 
 
-def choice(keyword: str, value: object, words: Sequence[str]) -> str:
-    """One of `words`."""
+def text(keyword: str, value: object, wanted: str) -> str:
+    """Check for text that C can take: UTF-8 without NUL."""
     if not isinstance(value, str):
-        raise _errors.wrong_type(keyword, value, f"one of {', '.join(map(repr, words))}")
-    if value not in words:
-        given = _errors.described(value)
-        raise _errors.invalid(
-            f"{keyword}={given} is unknown", f"use one of {', '.join(map(repr, words))}"
-        )
+        raise _errors.wrong_type(keyword, value, wanted)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _errors.invalid(f"{keyword}={value!a} is not UTF-8", f"give {wanted}") from None
+    if "\0" in value:
+        raise _errors.invalid(f"{keyword}={value!r} holds a NUL", f"give {wanted}")
     return value
+
+
+def choice(keyword: str, value: object, words: Sequence[str]) -> str:
+    """Check for one of `words`."""
+    given = text(keyword, value, f"one of {', '.join(map(repr, words))}")
+    if given not in words:
+        raise _errors.invalid(
+            f"{keyword}={_errors.described(given)} is unknown",
+            f"use one of {', '.join(map(repr, words))}",
+        )
+    return given
 
 
 # ---- Quantification ------------------------------------------------------------------------------
@@ -110,7 +126,7 @@ def _seconds(keyword: str, value: Time) -> float:
         value = value.astype("datetime64[us]").item()  # type: ignore[union-attr]
     if isinstance(value, str):
         try:
-            return _core.time_parse(value)
+            return _core.time_parse(text(keyword, value, "a time"))
         except _errors.InvalidValueError as error:
             raise _errors.invalid(f"{keyword}: {error.what}", error.remedy) from None
     if isinstance(value, datetime.datetime):
@@ -132,13 +148,13 @@ def quantification(info: _core.PetInfo, keywords: dict[str, Any]) -> _core.PetIn
     radionuclide = keywords["radionuclide"]
     half_life = number("half_life_s", keywords["half_life_s"], 1, 1e12, "s")
     if units is not None:
-        word = units.lower().replace("/", "") if isinstance(units, str) else units
-        info.units = choice("units", word if word in _UNITS else units, _UNITS)
+        is_spelling = isinstance(units, str) and units.lower().replace("/", "") in _UNITS
+        word = units.lower().replace("/", "") if is_spelling else units
+        info.units = choice("units", word, _UNITS)
     if decay is not None:
         info.decay = choice("decay_correction", decay, _DECAYS)
     if radionuclide is not None:
-        if not isinstance(radionuclide, str):
-            raise _errors.wrong_type("radionuclide", radionuclide, "a name such as 'Ga68'")
+        radionuclide = text("radionuclide", radionuclide, "a name such as 'Ga68'")
         info.half_life_s = _core.half_life_s(radionuclide)
         if math.isnan(info.half_life_s) and math.isnan(half_life):
             given = _errors.described(radionuclide)
@@ -243,9 +259,7 @@ def device_of(value: object) -> str:
     """Words of the command line, or a torch.device."""
     if type(value).__module__ == "torch" and type(value).__name__ == "device":
         value = str(value)
-    if not isinstance(value, str):
-        raise _errors.wrong_type("device", value, "'auto', 'cpu', 'cuda' or 'cuda:0'")
-    return value
+    return text("device", value, "'auto', 'cpu', 'cuda' or 'cuda:0'")
 
 
 def running_options(keywords: dict[str, Any]) -> dict[str, Any]:

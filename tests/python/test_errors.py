@@ -180,14 +180,14 @@ def test_no_option_is_left_in_a_message():
 # ---- Keywords stated wrongly ---------------------------------------------------------------------
 
 VALUES = {
-    "units": ["foo", "", "g/ml", "SUVlbm"],
+    "units": ["foo", "", "g/ml", "SUVlbm", "suv\0", "\udcff"],
     "decay_correction": ["START", "injected"],
-    "radionuclide": ["Xx99", ""],
+    "radionuclide": ["Xx99", "", "Ga68\0", "\udcff"],
     "body_weight_kg": [0, 0.5, 501, -70, math.nan, math.inf],
     "injected_mbq": [0, -1, 1e7, math.nan],
     "residual_mbq": [-1, math.nan],
     "half_life_s": [0, -5, math.nan, math.inf],
-    "injection_time": ["yesterday", "25:00:00", "093000", math.nan],
+    "injection_time": ["yesterday", "25:00:00", "093000", math.nan, "\udcff"],
     "scan_time": ["", "10:61", math.inf],
     "activity_gbq": [0, -7.4, 201, 7400, math.nan],
     "vx": [(-1,), (5, math.nan), -3.0, [10**400], [-(10**400)]],
@@ -196,7 +196,7 @@ VALUES = {
     "blend": ["linear", "Gaussian"],
     "skip_air": ["on", math.nan, math.inf],
     "precision": ["float64", "fp32", "half"],
-    "device": ["gpu", "cuda:x", "tpu", ""],
+    "device": ["gpu", "cuda:x", "tpu", "", "cpu\0", "\udcff"],
     "threads": [0, -1, 5000],
     "batch": [0, 1025],
     "memory": [0, -1, "4 GB", "lots", "", "0G", 2**61],
@@ -214,7 +214,7 @@ def test_values_out_of_range(tiny, pet, keyword, value):
 
 
 TYPES = {
-    "units": [3, b"suv", ["suv"]],
+    "units": [3, b"suv", ["suv"], np.eye(4)],
     "decay_correction": [True],
     "radionuclide": [68],
     "body_weight_kg": ["70", True, None.__class__, [70], np.array([70, 80]), 70j, b"70"],

@@ -194,7 +194,7 @@ def test_images_of_others(tiny):
         tiny.predict(analyze, **SUV)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b", os.fsdecode(b"\xff"), "x" * 5000])
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800", os.fsdecode(b"\xff"), "x" * 5000])
 def test_names_of_no_file(tiny, path):
     with pytest.raises(dosemap.Error):
         tiny.predict(path, **SUV)
@@ -273,6 +273,7 @@ def test_labels_that_are_none(tiny, pet, ids):
     refuse_labels(tiny, pet, {"a": ids == 1, "b": ids[1:] == 1}, r"labels\['b'\].*shape")
     refuse_labels(tiny, pet, {"a\tb": ids == 1}, "name")
     refuse_labels(tiny, pet, {"": ids == 1}, "name")
+    refuse_labels(tiny, pet, {"\udcff": ids == 1}, "UTF-8")
     refuse_labels(
         tiny, pet, {"a": np.where(ids == 1, np.nan, 1.0)}, r"labels\['a'\]: voxel \(5, 5, 5\)"
     )
@@ -299,6 +300,10 @@ def test_names_that_are_none(tiny, pet, ids, labels):
             (3, "label_names wants", TypeError),
             ({1: "a", 3: "a"}, "twice", dosemap.InvalidValueError),
             ({1: "a\n"}, "name", dosemap.InvalidValueError),
+            ({1: "\udcff"}, "UTF-8", dosemap.InvalidValueError),
+            ({1: "a\0"}, "NUL", dosemap.InvalidValueError),
+            ({10**20: "a"}, "the id 100000000000000000000", dosemap.InvalidValueError),
+            ({-1: "a"}, "the id -1", dosemap.InvalidValueError),
             ("nowhere.json", "nowhere.json", FileNotFoundError),
         ):
             refuse_labels(tiny, pet, form, words, kind, label_names=names)
