@@ -49,7 +49,7 @@ def plot_prediction(
             have the names of the DVHs.
         figure: matplotlib figure, or part of one, to draw into; None: a new one, which pyplot does
             not know: it is shown by notebooks, saved by ``.savefig("x.png")``, and gone when
-            nothing refers to it.
+            nothing refers to it. For one of yours ``layout="constrained"`` suits best.
         figsize: width and height of a new figure in inches.
 
     Returns:
@@ -70,7 +70,7 @@ def plot_prediction(
 
 
 def plot_dvh(
-    dvh: Dvh | Mapping[str, Dvh],
+    dvh: Dvh | Prediction | Mapping[str, Dvh | Prediction],
     *,
     ax: Axes | None = None,
     structures: Sequence[str] | str | None = None,
@@ -80,8 +80,9 @@ def plot_dvh(
     """Draws cumulative DVHs: of one dose map, or of several to be compared.
 
     Args:
-        dvh: a :class:`Dvh`, or up to four with a name each, as ``{"model A": a.dvh, "model B":
-            b.dvh}``: then each structure has a colour, and each name a style of line.
+        dvh: a :class:`Dvh`, or a prediction that has one; or up to four of them with a name each,
+            as ``{"model A": a, "model B": b}``: then each structure has a colour, and each name a
+            style of line.
         ax: matplotlib axes to draw into; None: those of a new figure (``.figure`` of the result),
             which pyplot does not know and notebooks show.
         structures: names of those to draw; None: all, but where there are more than 12 those with

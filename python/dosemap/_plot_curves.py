@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib import colormaps
@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import _errors
+from ._dvh import Dvh
+from ._prediction import Prediction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ._dvh import Dvh, StructureDose
+    from ._dvh import StructureDose
 
 MOST_CURVES = 12
 LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
@@ -56,6 +58,8 @@ def listed(structures: Sequence[str] | str | None) -> list[str] | None:
     """Return the names that a user gave, one or several."""
     if structures is None:
         return None
+    if not isinstance(structures, Iterable):
+        raise _errors.wrong_type("structures", structures, "names of structures")
     return [structures] if isinstance(structures, str) else list(dict.fromkeys(structures))
 
 
@@ -88,15 +92,30 @@ def _curve(structure: StructureDose, absolute: bool) -> tuple[NDArray[Any], NDAr
     return dose, volume if absolute else volume / structure.volume_cm3 * 100
 
 
+def _dvh_of(given: Dvh | Prediction, keyword: str) -> Dvh:
+    """Return the DVHs of a prediction, or those given."""
+    if isinstance(given, Prediction):
+        if given.dvh is None:
+            what = f"{keyword} is a prediction without DVHs"
+            raise _errors.invalid(what, "give predict() labels")
+        return given.dvh
+    if not isinstance(given, Dvh):
+        raise _errors.wrong_type(keyword, given, "a dosemap.Dvh or a prediction with one")
+    return given
+
+
 def draw_curves(
-    dvh: Dvh | Mapping[str, Dvh],
+    dvh: Dvh | Prediction | Mapping[str, Dvh | Prediction],
     ax: Axes | None,
     structures: Sequence[str] | str | None,
     absolute: bool,
     legend: bool | Mapping[str, Any],
 ) -> Axes:
     """Do what :func:`dosemap.plot_dvh` says."""
-    dvhs = dict(dvh) if isinstance(dvh, Mapping) else {"": dvh}
+    given = dvh if isinstance(dvh, Mapping) else {"": dvh}
+    dvhs = {
+        name: _dvh_of(each, f"dvh[{name!r}]" if name else "dvh") for name, each in given.items()
+    }
     if not 1 <= len(dvhs) <= len(LINE_STYLES):
         raise _errors.invalid(f"{len(dvhs)} DVHs cannot be told apart in one plot", "give 1 to 4")
     units = {each.unit for each in dvhs.values()}

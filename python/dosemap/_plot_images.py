@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from . import _core, _errors, _images
-from ._keywords import is_path
+from ._keywords import is_path, number
 from ._plot_curves import NotebookFigure, chosen, colours_of, draw_curves, listed
 
 if TYPE_CHECKING:
@@ -155,11 +155,11 @@ def _upper(value: float | None, keyword: str, otherwise: float) -> float:
     """Return the upper end of a colour scale, which begins at 0."""
     if value is None:
         return otherwise if otherwise > 0 else 1.0
-    if not 0 < value < np.inf:
-        raise _errors.invalid(
-            f"{keyword}={value!r} does not end a colour scale", "give a number above 0"
-        )
-    return float(value)
+    given = number(keyword, value, -np.inf, np.inf, "")
+    if not 0 < given < np.inf:
+        what = f"{keyword}={given:g} does not end a colour scale"
+        raise _errors.invalid(what, "give a number above 0")
+    return given
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _outlines(
     labels = turn.volume(_on_grid(given, "outlines", prediction))
     names = {s.id: s.name for s in prediction.dvh or ()}
     cuts = [np.unique(_plane(labels, plane.across, voxel[plane.across])) for plane in PLANES]
-    ids = sorted({int(i) for i in np.concatenate(cuts)} - {0})
+    ids = sorted({int(i) for i in np.concatenate(cuts) if np.isfinite(i)} - {0})
     return {names.get(i, f"label_{i}"): Outline(labels, i) for i in ids}
 
 

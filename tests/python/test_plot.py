@@ -260,6 +260,14 @@ def test_refused(prediction, keywords):
     assert error.value.remedy
 
 
+def test_refused_types(prediction):
+    for keyword, value in (("pet_max", "5"), ("dose_max", [1, 2]), ("structures", 3)):
+        with pytest.raises(TypeError, match=f"{keyword} wants"):
+            prediction.plot(**{keyword: value})
+    with pytest.raises(TypeError, match=r"dvh\['a'\] wants a dosemap.Dvh"):
+        dosemap.plot_dvh({"a": 3})
+
+
 # ---- Outlines ------------------------------------------------------------------------------------
 
 
@@ -373,6 +381,15 @@ def test_two_predictions_on_one_axis(model, prediction, pet_data, affine, ids):
         dosemap.plot_dvh({str(i): prediction.dvh for i in range(5)})
     with pytest.raises(dosemap.InvalidValueError, match="0 DVHs"):
         dosemap.plot_dvh({})
+
+
+def test_predictions_in_the_place_of_their_dvhs(model, prediction, pet_data, affine):
+    axes = dosemap.plot_dvh({"one": prediction, "two": prediction.dvh})
+    assert len(axes.lines) == 4
+    assert len(dosemap.plot_dvh(prediction, structures="label_3").lines) == 1
+    without = model.predict(pet_data, affine=affine, **SUV)
+    with pytest.raises(dosemap.InvalidValueError, match=r"dvh\['two'\] .* without DVHs; .* labels"):
+        dosemap.plot_dvh({"one": prediction, "two": without})
 
 
 def test_many_structures(pet_data, affine):
