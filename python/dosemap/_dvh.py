@@ -86,7 +86,6 @@ class StructureDose:
     d2cc: float
     v_percent: dict[float, float]
     bin_width: float
-    _core: _core.Structure
 
     @property
     def histogram(self) -> npt.NDArray[np.uint64]:
@@ -99,8 +98,14 @@ class StructureDose:
         >>> int(liver.histogram.sum()) == liver.voxels
         True
         """
-        counts: npt.NDArray[np.uint64] = _errors.numpy("a histogram").asarray(self._core.histogram)
-        return counts
+        _errors.numpy("a histogram")
+        import numpy as np
+
+        bins = vars(self)["_bins"]
+        return np.frombuffer(bins, np.uint64) if isinstance(bins, bytes) else np.asarray(bins)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_bins": bytes(memoryview(vars(self)["_bins"]))}
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Cumulative DVH: dose edges in ``unit``, and the volume in cm3 at or above each.
@@ -134,15 +139,16 @@ class StructureDose:
 
 
 def _structure(core: _core.Structure, unit: str, vx: Sequence[float]) -> StructureDose:
-    return StructureDose(
+    structure = StructureDose(
         unit=unit,
         v_percent=dict(zip(vx, core.v_percent, strict=True)),
-        _core=core,
         **{
             name: getattr(core, name)
             for name in ("name", "id", "voxels", "volume_cm3", "bin_width", *_DOSES)
         },
     )
+    vars(structure)["_bins"] = core.histogram  # no field: dataclasses.asdict() is for the numbers
+    return structure
 
 
 class Dvh:

@@ -136,7 +136,7 @@ def _three_axes(
     given = array.shape
     while channel_first and array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
-    while array.ndim > 3 and array.shape[-1] == 1:
+    while not channel_first and array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     while header and 0 < array.ndim < 3:
         array = array[..., None]
@@ -405,9 +405,9 @@ def _names_of(names: Mapping[Any, Any]) -> dict[int, str]:
             raise TypeError(f"label_names wants {wanted}, not {given}")
         if int(number) == 0:
             continue  # background
-        if not 0 < int(number) <= MAX_ID:
+        if not 0 < int(number) < 2**31:
             raise _errors.invalid(
-                f"label_names has the id {int(number)}", f"ids are whole numbers to {MAX_ID}"
+                f"label_names has the id {int(number)}", "ids are whole numbers below 2**31"
             )
         if int(number) in by_id or name in by_id.values():
             raise _errors.invalid(

@@ -137,8 +137,12 @@ def _seconds(keyword: str, value: Time) -> float:
     return number(keyword, value, -1e15, 1e15, "s")
 
 
-def _zone_is_known(value: object) -> bool | None:
+def _zone_is_known(keyword: str, value: object) -> bool | None:
     """Whether a datetime knows its time zone; None for all that is no datetime."""
+    if isinstance(value, datetime.time) and value.tzinfo is not None:
+        raise _errors.invalid(
+            f"{keyword} is a time of day with a time zone", "give a datetime, or no time zone"
+        )
     return value.tzinfo is not None if isinstance(value, datetime.datetime) else None
 
 
@@ -176,7 +180,7 @@ def quantification(info: _core.PetInfo, keywords: dict[str, Any]) -> _core.PetIn
 
 
 def _set_times(info: _core.PetInfo, injection: Time, scan: Time) -> None:
-    zones = {_zone_is_known(injection), _zone_is_known(scan)}
+    zones = {_zone_is_known("injection_time", injection), _zone_is_known("scan_time", scan)}
     if zones >= {True, False}:
         raise _errors.invalid(
             "one of injection_time and scan_time has a time zone, the other has none",

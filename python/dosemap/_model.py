@@ -71,37 +71,56 @@ def load_model(path: PathLike | None = None) -> Model:
 class _Pool:
     """Models made ready, with what they need of memory. No thread ever waits for another's.
 
-    One is kept for the next PET: the last one that was used, as long as the options stay the same.
+    Kept for the next PET are as many, those in use included, as were in use at once: those that
+    were used last, whatever their options. So a thread for each GPU keeps its own, and one thread
+    that changes its options one alone.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: tuple[tuple[Any, ...], _core.Predictor] | None = None
         self._of_parent: object = None
+        self._start()
         _pools.add(self)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[tuple[Any, ...], _core.Predictor]] = []  # the last one used last
+        self._in_use = self._most = 0
 
     @contextmanager
     def predictor(self, model: _core.Model, options: dict[str, Any]) -> Iterator[_core.Predictor]:
         """One for this thread alone. What fails is not kept."""
         key = tuple(sorted(options.items()))
+        predictor = self._take(key)
+        back: list[tuple[tuple[Any, ...], _core.Predictor]] = []
+        try:
+            if predictor is None:
+                predictor = _core.Predictor(model, **options)
+            yield predictor
+            back.append((key, predictor))
+        finally:
+            with self._lock:
+                self._in_use -= 1
+                self._idle += back
+
+    def _take(self, key: tuple[Any, ...]) -> _core.Predictor | None:
+        """Take an idle one with these options; else make room for a new one's memory."""
+        dropped = []  # released without the lock
         with self._lock:
-            idle, self._idle = self._idle, None
-        predictor = idle[1] if idle and idle[0] == key else None
-        del idle  # before another one takes its memory
-        if predictor is None:
-            predictor = _core.Predictor(model, **options)
-        yield predictor
-        with self._lock:
-            idle, self._idle = self._idle, (key, predictor)
-        del idle  # released without the lock
+            found = next((i for i, idle in enumerate(self._idle) if idle[0] == key), None)
+            predictor = None if found is None else self._idle.pop(found)[1]
+            self._in_use += 1
+            self._most = max(self._most, self._in_use)
+            while len(self._idle) + self._in_use > self._most:
+                dropped.append(self._idle.pop(0))
+        return predictor
 
     def forget(self) -> None:
         """Start afresh in a forked child.
 
         The lock may be held by a thread that is not here, and devices are the parent's.
         """
-        self._lock = threading.Lock()
-        self._of_parent, self._idle = self._idle, None
+        self._of_parent = self._idle
+        self._start()
 
 
 _pools: weakref.WeakSet[_Pool] = weakref.WeakSet()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _errors, _keywords
@@ -29,10 +30,11 @@ class Volume:
 
     """
 
-    __slots__ = ("__weakref__", "_core")
+    __slots__ = ("__weakref__", "_core", "_path")
 
-    def __init__(self, core: _core.Volume) -> None:
+    def __init__(self, core: _core.Volume, path: str | None = None) -> None:
         self._core = core
+        self._path = path  # of the file that it was read from, which no output may overwrite
 
     @property
     def data(self) -> npt.NDArray[np.float32]:
@@ -106,10 +108,18 @@ class Volume:
         count = _keywords.count("threads", threads, 4096)
         self._core.write(_keywords.path_of("path", path), count)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _volume_of, (self.data, self._core.affine, self._path)
+
     def __repr__(self) -> str:
         voxels = " x ".join(str(n) for n in self.shape)
         edges = " x ".join(f"{mm:.4g}" for mm in self.spacing_mm)
         return f"Volume({voxels} voxels of {edges} mm)"
+
+
+def _volume_of(data: npt.NDArray[np.float32], affine: Sequence[float], path: str | None) -> Volume:
+    """Make a volume of what was pickled; the header's forms are left behind."""
+    return Volume(_core.Volume.view(data, affine), path)
 
 
 def nifti_image(
@@ -148,4 +158,5 @@ def read(path: str | os.PathLike[str]) -> Volume:
         True
 
     """
-    return Volume(_core.Volume.read(_keywords.path_of("path", path)))
+    name = _keywords.path_of("path", path)
+    return Volume(_core.Volume.read(name), name)

@@ -324,6 +324,9 @@ def test_times_of_two_kinds(tiny, pet):
     ):
         p = tiny.predict(pet, injection_time=first, scan_time=second, **keywords)
         assert p.dose.tobytes() == expected.tobytes()
+    with pytest.raises(dosemap.InvalidValueError, match="injection_time is a time of day with"):
+        aware = datetime.time(10, tzinfo=datetime.timezone.utc)
+        tiny.predict(pet, injection_time=aware, scan_time="11:00", **keywords)
     with pytest.raises(dosemap.InvalidValueError, match="time zone"):
         aware = day.replace(tzinfo=datetime.timezone.utc)
         tiny.predict(pet, injection_time=aware, scan_time=later, **keywords)

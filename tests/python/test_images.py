@@ -448,8 +448,15 @@ def test_tensors(tiny, small):
         p = tiny.predict(tensor, **SUV)
         assert p.dose.tobytes(order="F") == expected
         np.testing.assert_array_equal(p.affine, AFFINE)
-    with pytest.raises(dosemap.InvalidValueError, match="one channel"):
-        tiny.predict(MetaTensor(np.stack([small, small])), **SUV)
+    for two_channels in (
+        np.stack([small, small]),
+        small[:2, ..., None],
+        small[None, :2, ..., None],
+    ):
+        with pytest.raises(dosemap.InvalidValueError, match="one channel"):
+            tiny.predict(MetaTensor(two_channels), **SUV)
+    slice_of_one = small[:, :, :1]
+    assert tiny.predict(MetaTensor(slice_of_one[None]), **SUV).shape == slice_of_one.shape
     with pytest.raises(dosemap.InvalidValueError, match=r"image\[0\]"):
         tiny.predict(Tensor(small[None]), affine=AFFINE, **SUV)
 

@@ -2,6 +2,7 @@
 """Models: loading, what they say of themselves, copies of them, and the network alone."""
 
 import copy
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -117,6 +118,22 @@ def test_predictions_are_not_pickled(tiny, pet):
         with pytest.raises(TypeError, match=r"save\(\) it, or send its \.dose"):
             travel(p)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(p.dose)), p.dose)
+
+
+def test_volumes_and_structures_are_pickled(tiny, pet, labels):
+    volume = dosemap.read(pet)
+    structure = tiny.predict(pet, labels=labels, vx=1).dvh[0]
+    for travel in (copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
+        other = travel(volume)
+        np.testing.assert_array_equal(other.data, volume.data)
+        np.testing.assert_array_equal(other.affine, volume.affine)
+        assert other.data.flags.f_contiguous
+        again = travel(travel(structure))
+        assert dataclasses.asdict(again) == dataclasses.asdict(structure)
+        np.testing.assert_array_equal(again.histogram, structure.histogram)
+        for ours, theirs in zip(again.curve(), structure.curve(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert set(dataclasses.asdict(structure)) >= {"name", "mean", "v_percent", "bin_width"}
 
 
 def dose_in_a_process(model, path):

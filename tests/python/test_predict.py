@@ -4,6 +4,7 @@ asked for."""
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -530,6 +531,9 @@ def test_inputs_are_not_overwritten(tiny, pet, pet_data, affine, labels, tmp_pat
     for output in (link, pet.with_name("sub-1_pet.nii"), labels, tmp_path / "names.nii"):
         with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
             of_image.save(output)
+    for of_volume in (dosemap.read(pet), pickle.loads(pickle.dumps(dosemap.read(pet)))):
+        with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
+            tiny.predict(of_volume, **SUV).save(pet)
     masks = {"a": nib.load(labels), "b": labels}
     with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
         tiny.predict(pet, labels=masks).save(labels)

@@ -68,18 +68,61 @@ def test_threads_with_mixed_options(tiny, pet, pet_data, affine, labels):
             assert dose == alone[index % len(jobs)], index
 
 
-def test_a_predictor_is_used_again(tiny, pet):
-    """And given back when a prediction fails, or another set of options is wanted."""
-    pool = tiny._pool
-    tiny.predict(pet, overlap=0)
-    first = pool._idle[1]
-    tiny.predict(pet, overlap=0, activity_gbq=3, body_weight_kg=50)
-    assert pool._idle[1] is first
+@pytest.fixture
+def made(monkeypatch):
+    """Counts predictors that are made."""
+    made = []
+    make = dosemap._core.Predictor
+
+    def counted(*args, **options):
+        made.append(options)
+        return make(*args, **options)
+
+    monkeypatch.setattr(dosemap._core, "Predictor", counted)
+    return made
+
+
+def test_a_predictor_is_used_again(tiny, pet, made):
+    """By the next PET with these options, whatever its activity; one that failed is not."""
+    for keywords in ({}, {"activity_gbq": 3}, {"body_weight_kg": 50}):
+        tiny.predict(pet, overlap=0, **keywords)
+    assert len(made) == 1
     with pytest.raises(dosemap.CancelledError):
         tiny.predict(pet, overlap=0, progress=lambda *_: True)
-    assert pool._idle is None
-    tiny.predict(pet, overlap=0.5)
-    assert pool._idle[1] is not first
+    assert tiny._pool._idle == [] and tiny._pool._in_use == 0
+    tiny.predict(pet, overlap=0)
+    assert len(made) == 2
+
+
+def test_one_thread_keeps_one_predictor(tiny, pet, made):
+    for n in range(1, 4):
+        tiny.predict(pet, overlap=0)
+        tiny.predict(pet, overlap=0.5)
+        assert len(made) == 2 * n and len(tiny._pool._idle) == 1
+
+
+def test_as_many_predictors_are_kept_as_were_in_use(tiny, made):
+    """Two at once, as with a GPU each: neither makes room for the other."""
+    together = threading.Barrier(2, timeout=60)
+
+    def hold(tile):
+        options = {"device": "cpu", "tile": (tile,) * 3}
+        with tiny._predictor(**options):
+            together.wait()  # both are in use
+        for _ in range(5):
+            with tiny._predictor(**options):
+                pass
+
+    threads = [threading.Thread(target=hold, args=(tile,)) for tile in (8, 16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 2 and len(tiny._pool._idle) == 2
+    with tiny._predictor(device="cpu", tile=(24,) * 3):
+        pass
+    tiles = [dict(key)["tile"][0] for key, _ in tiny._pool._idle]
+    assert len(tiles) == 2 and tiles[-1] == 24  # the one that was used longest ago went
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
