@@ -301,7 +301,9 @@ def _rows(prediction: Prediction, turn: Turn, scales: Mapping[str, float | None]
     """Return what is to be drawn of PET and dose."""
     pet, dose = turn.volume(prediction.pet.data), turn.volume(prediction.dose)
     pet_mip, dose_mip = _mip(pet), _mip(dose)
-    pet_upper = _upper(scales["PET"], "pet_max", float(np.nanpercentile(pet_mip, 99)))
+    finite = pet_mip[np.isfinite(pet_mip)]  # nan_to_zero= lets others pass
+    most = float(np.percentile(finite, 99)) if finite.size else 0.0
+    pet_upper = _upper(scales["PET"], "pet_max", most)
     dose_upper = _upper(scales["dose"], "dose_max", float(dose_mip.max()))
     unit = prediction.provenance["PET"]["Units"]
     return [

@@ -231,6 +231,19 @@ def test_pet_with_nan(model, affine):
     assert mip.max() == np.nanmax(data)
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_pet_with_columns_that_are_not_finite(model, affine, odd):
+    data = uptake(SHAPE)
+    data[2:6] = odd
+    p = model.predict(data, affine=affine, nan_to_zero=True, **SUV)
+    figure = p.plot()
+    figure.draw_without_rendering()
+    lower, upper = panels(figure)[3].images[0].get_clim()
+    assert lower == 0
+    finite = np.delete(data, np.s_[2:6], axis=0).max(axis=1)
+    np.testing.assert_allclose(upper, np.percentile(finite, 99), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "keywords",
     [
