@@ -390,6 +390,26 @@ def test_an_end_during_a_prediction(constructed_path, options):
         assert [line for line in errors if not line.startswith(" ")] == [], result.stderr
 
 
+def test_an_end_while_a_file_is_written(constructed_path, tmp_path):
+    """Of a daemon thread: the process waits for the file, which nothing can cancel."""
+    out = tmp_path / "out.nii.gz"
+    result = run_to_the_end(
+        constructed_path,
+        f"""
+        noise = np.random.default_rng(0).random((256, 256, 256), np.float32).T
+        volume = _core.Volume.view(noise, [4.0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 4, 0])
+        writing = threading.Thread(target=volume.write, args=({str(out)!r}, 1), daemon=True)
+        writing.start()
+        while not os.listdir({str(tmp_path)!r}):
+            time.sleep(0.001)
+        print("ending")
+        """,
+    )
+    assert (result.returncode, result.stdout) == (0, "ending\n"), result.stderr
+    assert os.listdir(tmp_path) == ["out.nii.gz"]
+    assert _core.Volume.read(out).dim == (256, 256, 256)
+
+
 def test_the_end_of_a_forked_child(constructed_path):
     """It does not wait for what runs in its parent."""
     result = run_to_the_end(
