@@ -254,7 +254,8 @@ def test_tensors_on_a_gpu(tmp_path):
         result = DosemapInferer(16, model=model, sw_device=where)(inputs)
         assert result.device == inputs.device
         assert_close(result.cpu().numpy(), expected.detach().cpu().numpy(), TOLERANCE)
-    assert DosemapInferer(16, model=model, device="cpu")(inputs).device.type == "cpu"
+    for options in ({"device": "cpu"}, {"cpu_thresh": 1000}):
+        assert DosemapInferer(16, model=model, **options)(inputs).device.type == "cpu"
 
 
 def test_where_the_result_goes(tmp_path):

@@ -12,10 +12,14 @@ import pytest
 
 pytest.importorskip("monai", reason="MONAI is missing: its bundle is not run")
 pytest.importorskip("ignite", reason="ignite is missing: no evaluator of MONAI's")
+pytest.importorskip("fire", reason="fire is missing: MONAI's bundles have no command line")
 pytest.importorskip("onnxscript", reason="ONNX is missing: no network is imported")
 
 from dosemap_tools import nifti
+from emulated_cuda import not_sanitized
 from program import BINARY, assert_close, relative_l2
+
+pytestmark = not_sanitized
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "python/examples"

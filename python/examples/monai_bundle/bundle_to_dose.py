@@ -6,7 +6,7 @@
 
 copies the bundle beside this script to FOLDER, gives it random weights and a phantom's PET, and
 then does what README.md in the folder above explains. The network was never trained: its doses mean
-nothing. Needs dosemap[monai,import,torch,notebook] and pytorch-ignite.
+nothing. Needs dosemap with its extras monai, import, torch and notebook, and pytorch-ignite.
 """
 
 from __future__ import annotations
