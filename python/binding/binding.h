@@ -79,6 +79,11 @@ template <class T, void (*release)(T *)> class made
     {
         return object;
     }
+    /* Not to be released. */
+    void leave()
+    {
+        object = nullptr;
+    }
     std::shared_ptr<T> share()
     {
         std::shared_ptr<T> shared(object, release);
@@ -132,6 +137,15 @@ affine affine_of(const dm_grid &grid);
 void check_aligned(const void *data, size_t element);
 
 /* ---- The parts of the module ---------------------------------------------------------------- */
+
+/* Python that forgets its modules and imports them again gets the types that there are. */
+template <class T> bool is_bound(nb::module_ &m, const char *name)
+{
+    nb::handle type = nb::type<T>();
+    if (type.is_valid())
+        m.attr(name) = type;
+    return type.is_valid();
+}
 
 void bind_volume(nb::module_ &m);
 void bind_labels(nb::module_ &m);

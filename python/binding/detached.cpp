@@ -97,6 +97,17 @@ class signals_blocked
     sigset_t before;
 };
 
+[[noreturn]] void raise_no_thread(const std::system_error &failure)
+{
+    dm_error no_thread = {};
+    no_thread.status = DM_ERROR_DEVICE;
+    std::snprintf(no_thread.what, sizeof no_thread.what, "a thread could not be started: %s",
+                  failure.code().message().c_str());
+    std::snprintf(no_thread.remedy, sizeof no_thread.remedy,
+                  "raise the limit of processes (ulimit -u), or end other programs");
+    raise(no_thread);
+}
+
 /* One call: its thread, and what it came to. */
 class running
 {
@@ -110,9 +121,9 @@ class running
         try {
             signals_blocked blocked;
             thread = new std::thread([this, &task] { run(task); });
-        } catch (...) {
+        } catch (const std::system_error &failure) {
             end();
-            throw;
+            raise_no_thread(failure);
         }
     }
     ~running()

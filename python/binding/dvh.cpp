@@ -36,6 +36,8 @@ static structure dvh_structure(const dvh &d, size_t index)
 
 static void bind_structure(nb::module_ &m)
 {
+    if (is_bound<structure>(m, "Structure"))
+        return;
     nb::class_<structure> c(m, "Structure", "Dose and volume of one structure; NaN is undefined.");
     auto number = [&c](const char *name, double dm_structure_dose::*field) {
         c.def_prop_ro(name, [field](const structure &s) { return s.c.get()->*field; });
@@ -70,6 +72,8 @@ static void bind_structure(nb::module_ &m)
 void bind_dvh(nb::module_ &m)
 {
     bind_structure(m);
+    if (is_bound<dvh>(m, "Dvh"))
+        return;
     nb::class_<dvh>(m, "Dvh", "Dose-volume histograms of structures.")
         .def_static("compute", dvh_compute, nb::arg("dose"), nb::arg("labels"),
                     nb::arg("v_thresholds") = std::vector<double>(),

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "binding/options.h"
+#include "binding/words.h"
 
 namespace binding
 {

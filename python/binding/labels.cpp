@@ -134,6 +134,8 @@ static std::vector<structure_entry> labels_structures(const labels &l)
 
 void bind_labels(nb::module_ &m)
 {
+    if (is_bound<labels>(m, "Labels"))
+        return;
     nb::class_<labels>(m, "Labels", "Named structures on a grid, which may overlap.")
         .def_static("read", labels_read, nb::arg("path"), nb::arg("names") = nb::none(),
                     "A label image or a folder of masks; names: by id, or a table's path.")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Models: what is in a weights file, and the network alone. */
 #include "binding/detached.h"
-#include "binding/options.h"
+#include "binding/words.h"
 
 namespace binding
 {
@@ -127,6 +127,8 @@ model_forward(const model &m, const std::vector<std::pair<std::string, patches_i
 
 void bind_model(nb::module_ &module)
 {
+    if (is_bound<model>(module, "Model"))
+        return;
     nb::class_<model>(module, "Model", "A weights file in memory.")
         .def_static("load", model_load, nb::arg("path"))
         .def_prop_ro("name", [](const model &m) { return text(dm_model_name(m.c.get())); })

@@ -25,8 +25,15 @@ NB_MODULE(_core, m)
 {
     using namespace binding;
 
+    /* nanobind keeps what it knows of Python in one place. */
+    static auto *of_first = nb::detail::internals;
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) {
+        nb::detail::internals = of_first;
+        throw nb::import_error("dosemap cannot be used in a subinterpreter");
+    }
     m.doc() = "dosemap.h for the package; no interface of its own.";
-    watch_process();
+    static std::once_flag once;
+    std::call_once(once, watch_process);
     /* A program that ends with objects in hand is no fault; the tests want to know of ours. */
     nb::set_leak_warnings(false);
     m.def(

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "binding/detached.h"
-#include "binding/options.h"
+#include "binding/words.h"
 
 namespace binding
 {
@@ -63,6 +63,8 @@ static void bind_text(nb::class_<pet_info> &c, const char *name, char (dm_pet_in
 
 static void bind_pet_info(nb::module_ &m)
 {
+    if (is_bound<pet_info>(m, "PetInfo"))
+        return;
     nb::class_<pet_info> c(m, "PetInfo", "How to quantify a PET. NaN, None and '' are unknown.");
     c.def("__init__", [](pet_info *info) { dm_pet_info_init(&(new (info) pet_info)->c); });
     c.def_static("read", pet_info_read, nb::arg("pet_path"), "From the sidecar beside the PET.");
@@ -102,8 +104,10 @@ static std::pair<volume, ct_info> ct_onto_pet(const volume &ct, const volume &pe
     return {volume{on_pet.share()}, info};
 }
 
-static void bind_ct(nb::module_ &m)
+static void bind_ct_info(nb::module_ &m)
 {
+    if (is_bound<ct_info>(m, "CtInfo"))
+        return;
     nb::class_<ct_info>(m, "CtInfo", "How a CT came onto a PET's grid.")
         .def_prop_ro("dim", [](const ct_info &i) { return sizes_of(i.c.dim); })
         .def_prop_ro("spacing_mm",
@@ -117,6 +121,11 @@ static void bind_ct(nb::module_ &m)
         .def_prop_ro("resampled", [](const ct_info &i) { return i.c.resampled; })
         .def_prop_ro("voxels_covered", [](const ct_info &i) { return i.c.voxels_covered; })
         .def_prop_ro("activity_covered", [](const ct_info &i) { return i.c.activity_covered; });
+}
+
+static void bind_ct(nb::module_ &m)
+{
+    bind_ct_info(m);
     m.def("ct_onto_pet", ct_onto_pet, nb::arg("ct"), nb::arg("pet"), nb::arg("is_hu") = false,
           nb::arg("nan_to_air") = false, "A CT in HU onto the PET's grid.");
 }

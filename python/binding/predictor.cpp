@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "binding/detached.h"
-#include "binding/options.h"
+#include "binding/words.h"
 
 namespace binding
 {
@@ -56,15 +56,15 @@ class predictor
         progress making;
         current = &making;
         run_detached(
-            [&](dm_error *err) { return dm_predictor_create(of.get(), &options, &c, err); }, making,
-            std::nullopt);
+            [&](dm_error *err) { return dm_predictor_create(of.get(), &options, c.put(), err); },
+            making, std::nullopt);
         current = nullptr;
     }
     ~predictor()
     {
         /* What a fork left half done is not touched. */
-        if (!mine.is_lost())
-            dm_predictor_free(c);
+        if (mine.is_lost())
+            c.leave();
     }
     predictor(const predictor &) = delete;
     predictor &operator=(const predictor &) = delete;
@@ -86,8 +86,8 @@ class predictor
         progress report;
         current = &report;
         run_detached(
-            [&](dm_error *err) { return dm_predictor_run(c, &patient, result.put(), err); }, report,
-            callback);
+            [&](dm_error *err) { return dm_predictor_run(c.get(), &patient, result.put(), err); },
+            report, callback);
         return {result.share(), n_thresholds};
     }
 
@@ -100,7 +100,7 @@ class predictor
 
     std::shared_ptr<const dm_model> of;
     size_t n_thresholds;
-    dm_predictor *c = nullptr;
+    made<dm_predictor, dm_predictor_free> c;
     turn mine;
     progress *current = nullptr; /* of the run that is going on */
 };
@@ -124,6 +124,8 @@ static prediction predictor_run(predictor &p, const volume &pet, const pet_info 
 
 static void bind_predictor_class(nb::module_ &m)
 {
+    if (is_bound<predictor>(m, "Predictor"))
+        return;
     nb::class_<predictor>(m, "Predictor", "A model made ready on a device, for many PETs.")
         .def(
             "__init__",
@@ -202,8 +204,10 @@ static std::tuple<nb::str, nb::str, nb::str, nb::str> output_paths(const path &n
     return {text(paths->dose), text(paths->sidecar), text(paths->dvh), text(paths->organs)};
 }
 
-void bind_predictor(nb::module_ &m)
+static void bind_prediction(nb::module_ &m)
 {
+    if (is_bound<prediction>(m, "Prediction"))
+        return;
     nb::class_<prediction>(m, "Prediction", "A dose map with what belongs to it.")
         .def_prop_ro("dose", &prediction::dose)
         .def_prop_ro("dvh", &prediction::histograms)
@@ -214,6 +218,11 @@ void bind_predictor(nb::module_ &m)
              nb::arg("ct_path") = nb::none(), nb::arg("labels_path") = nb::none(),
              nb::arg("command_line") = nb::none(), nb::arg("threads") = 0,
              "The files of output_paths.");
+}
+
+void bind_predictor(nb::module_ &m)
+{
+    bind_prediction(m);
     bind_predictor_class(m);
     m.def("prediction_is_complete", prediction_is_complete, nb::arg("path"));
     m.def("output_paths", output_paths, nb::arg("path"),

@@ -94,8 +94,10 @@ static nb::str grid_difference(const sizes &dim_a, const affine &rows_a, const s
     return dm_grid_equal(&a, &b, reason, sizeof reason) ? nb::str("") : text(reason);
 }
 
-void bind_volume(nb::module_ &m)
+static void bind_volume_class(nb::module_ &m)
 {
+    if (is_bound<volume>(m, "Volume"))
+        return;
     nb::class_<volume>(m, "Volume", "A 3D image in float32 with the place of its voxels.")
         .def_static("read", volume_read, nb::arg("path"), "NIfTI.")
         .def_static("view", volume_view, nb::arg("data").noconvert(), nb::arg("affine"),
@@ -119,6 +121,11 @@ void bind_volume(nb::module_ &m)
                     v->data, 3, v->grid.dim, self.h);
             },
             "The voxels (x, y, z), not copied, as a buffer that NumPy takes.");
+}
+
+void bind_volume(nb::module_ &m)
+{
+    bind_volume_class(m);
     m.def("grid_difference", grid_difference, nb::arg("dim_a"), nb::arg("affine_a"),
           nb::arg("dim_b"), nb::arg("affine_b"), "What differs; empty for grids that are alike.");
 }

@@ -355,6 +355,51 @@ def test_nothing_is_left_at_the_end(tiny_path):
     assert "nanobind" in result.stderr and "Volume" in result.stderr, "the report is not on"
 
 
+AGAIN = """
+import sys
+import dosemap
+from dosemap import _core
+first = _core
+model = _core.Model.load(sys.argv[1])
+for name in [name for name in sys.modules if name.startswith("dosemap")]:
+    del sys.modules[name]
+import dosemap
+assert dosemap._core is not first and dosemap._core.Model is first.Model
+assert vars(first).keys() == vars(dosemap._core).keys()
+try:
+    first.Volume.read("/nowhere")
+except dosemap.FileError:
+    print(dosemap._core.Predictor(model, device="cpu", threads=1) is not None)
+"""
+
+
+def test_a_second_import(tiny_path):
+    """After sys.modules was emptied, as tools that load code anew do: the same types."""
+    command = [sys.executable, "-W", "error", "-c", AGAIN, str(tiny_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True\n", "")
+
+
+SUBINTERPRETER = """
+import sys
+import _xxsubinterpreters as interpreters
+from dosemap import _core
+model = _core.Model.load(sys.argv[1])
+try:
+    interpreters.run_string(interpreters.create(), "from dosemap import _core")
+except Exception as error:
+    print("subinterpreter" in str(error))
+print(_core.Model.load(sys.argv[1]).compare(model)[0])
+"""
+
+
+def test_no_subinterpreters(tiny_path):
+    pytest.importorskip("_xxsubinterpreters", reason="this Python has them elsewhere")
+    command = [sys.executable, "-c", SUBINTERPRETER, str(tiny_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "True\nTrue\n"), result.stderr
+
+
 def test_types_are_those_of_the_module(tmp_path):
     """python/dosemap/_core.pyi is what tools/python_stub makes."""
     pytest.importorskip("nanobind", reason="nanobind is missing: stubs are not made")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Options that models and predictors have in common, in Python's words. */
-#ifndef DOSEMAP_BINDING_OPTIONS_H
-#define DOSEMAP_BINDING_OPTIONS_H
+#ifndef DOSEMAP_BINDING_WORDS_H
+#define DOSEMAP_BINDING_WORDS_H
 
 #include "binding/binding.h"
 
