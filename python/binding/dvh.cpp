@@ -81,13 +81,6 @@ void bind_dvh(nb::module_ &m)
         .def("__len__", [](const dvh &d) { return dm_dvh_count(d.c.get()); })
         .def("structure", dvh_structure, nb::arg("index"))
         .def(
-            "json",
-            [](const dvh &d) {
-                return text_detached(
-                    [&](char **json, dm_error *err) { return dm_dvh_json(d.c.get(), json, err); });
-            },
-            "The organ table.")
-        .def(
             "write_organs",
             [](const dvh &d, const path &name) {
                 std::string file = name.bytes();

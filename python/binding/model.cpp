@@ -137,10 +137,6 @@ void bind_model(nb::module_ &module)
                      [](const model &m) { return text(dm_model_card_json(m.c.get())); })
         .def_prop_ro("graph_json",
                      [](const model &m) { return text(dm_model_graph_json(m.c.get())); })
-        .def_prop_ro("input_quantity",
-                     [](const model &m) {
-                         return word_of(quantity_words, dm_model_input_quantity(m.c.get()));
-                     })
         .def(
             "takes",
             [](const model &m, const std::string &quantity) {

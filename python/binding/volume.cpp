@@ -74,17 +74,6 @@ static void volume_write(const volume &v, const path &name, unsigned threads)
         [&](dm_error *err) { return dm_volume_write(v.c.get(), file.c_str(), threads, err); });
 }
 
-static std::optional<sizes> volume_not_finite(const volume &v)
-{
-    size_t ijk[3];
-    bool finite = true;
-    run_detached([&](dm_error *) {
-        finite = dm_volume_all_finite(v.c.get(), ijk);
-        return DM_OK;
-    });
-    return finite ? std::nullopt : std::make_optional(sizes_of(ijk));
-}
-
 /* Empty where the grids are alike. */
 static nb::str grid_difference(const sizes &dim_a, const affine &rows_a, const sizes &dim_b,
                                const affine &rows_b)
@@ -100,12 +89,11 @@ static void bind_volume_class(nb::module_ &m)
         return;
     nb::class_<volume>(m, "Volume", "A 3D image in float32 with the place of its voxels.")
         .def_static("read", volume_read, nb::arg("path"), "NIfTI.")
-        .def_static("view", volume_view, nb::arg("data").noconvert(), nb::arg("affine"),
-                    nb::arg("header") = nb::none(),
-                    "An array (x, y, z), which is kept and not copied; affine: rows of 3x4. With a "
-                    "NIfTI header it lies where that says, and is written with its forms.")
+        .def_static(
+            "view", volume_view, nb::arg("data").noconvert(), nb::arg("affine"),
+            nb::arg("header") = nb::none(),
+            "An array (x, y, z), kept and not copied; its place: a NIfTI header, or rows of 3x4.")
         .def("write", volume_write, nb::arg("path"), nb::arg("threads") = 0)
-        .def("all_finite", volume_not_finite, "None, or the first voxel that is NaN or infinite.")
         .def_prop_ro("dim", [](const volume &v) { return sizes_of(v.c->grid.dim); })
         .def_prop_ro("affine", [](const volume &v) { return affine_of(v.c->grid); })
         .def_prop_ro("spacing_mm",

@@ -101,7 +101,7 @@ def test_what_the_program_says(program, tiny, tiny_path, constructed_path):
     other = _core.Model.load(os.fsencode(constructed_path))
     assert not tiny.compare(other, as_json=False)[0]
     assert json.loads(tiny.card_json)["name"] == json.loads(tiny.graph_json)["name"] == tiny.name
-    assert tiny.path == str(tiny_path) and tiny.input_quantity == "uptake"
+    assert tiny.path == str(tiny_path)
     assert tiny.takes("uptake") and not tiny.takes("hu")
 
 
@@ -182,7 +182,6 @@ def test_dvh(tmp_path, pet_data, ids, view, affine, program):
     histogram = np.asarray(one.histogram)
     assert histogram.dtype == np.uint64 and histogram.sum() == doses.size
     assert math.isclose(one.bin_width, min(0.01, one.maximum / 1000))
-    assert json.loads(dvh.json())[1]["name"] == "label_3"
     with pytest.raises(IndexError):
         dvh.structure(2)
     with pytest.raises(TypeError):
@@ -239,10 +238,6 @@ def test_volumes(tmp_path, pet, pet_data, view):
     view.write(tmp_path / "out.nii.zst", threads=1)
     again = _core.Volume.read(tmp_path / "out.nii.zst")
     assert again.affine == ROWS and np.array_equal(np.asarray(again.data), pet_data)
-    assert read.all_finite() is None
-    spoiled = pet_data.copy(order="F")
-    spoiled[3, 2, 1] = np.inf
-    assert _core.Volume.view(spoiled, ROWS).all_finite() == (3, 2, 1)
     assert _core.grid_difference(view.dim, view.affine, read.dim, read.affine) == ""
     assert "size" in _core.grid_difference(view.dim, view.affine, (1, 2, 3), read.affine)
 
