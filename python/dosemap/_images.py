@@ -326,7 +326,9 @@ def _place_of_array(
 def files_of(image: Any) -> tuple[str, ...]:  # noqa: ANN401
     """Give the files that an image, or a dict of images, came from, as far as it knows them."""
     if is_path(image):
-        return (os.fsdecode(image),)
+        path = os.fsdecode(image)
+        inside = os.listdir(path) if os.path.isdir(path) else ()  # a folder of masks
+        return (path, *(os.path.join(path, name) for name in inside))
     if _is_nibabel(image):
         holders = getattr(image, "file_map", {}).values()
         return tuple(os.fsdecode(h.filename) for h in holders if is_path(h.filename))

@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from ._keywords import (
     path_of,
     quantification,
     running_options,
+    thresholds_of,
 )
 from ._prediction import Prediction, Sources
 from ._progress import Progress, reporting
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # Of the PET's activity. Below, the table's end or the arms may be outside of the CT; or it is
 # another patient's.
 _COVERED_ENOUGH = 0.95
+_SIDECAR_BYTES = 512  # of its path, as much as C keeps
 
 
 def load_model(path: PathLike | None = None) -> Model:
@@ -68,6 +70,21 @@ def load_model(path: PathLike | None = None) -> Model:
 # ---- Predictors that wait for the next PET -------------------------------------------------------
 
 
+class Loan:
+    """A predictor of the core as long as it is lent.
+
+    The frames of an exception's traceback, which notebooks keep, hold this, and not its memory.
+    """
+
+    def __init__(self, core: _core.Predictor | None) -> None:
+        self.core = core
+
+    def run(self, *args: Any) -> _core.Prediction:  # noqa: ANN401
+        """Predict, with the arguments of the core's."""
+        assert self.core is not None
+        return self.core.run(*args)
+
+
 class _Pool:
     """Models made ready, with what they need of memory. No thread ever waits for another's.
 
@@ -87,20 +104,22 @@ class _Pool:
         self._in_use = self._most = 0
 
     @contextmanager
-    def predictor(self, model: _core.Model, options: dict[str, Any]) -> Iterator[_core.Predictor]:
+    def predictor(self, model: _core.Model, options: dict[str, Any]) -> Iterator[Loan]:
         """One for this thread alone. What fails is not kept."""
         key = tuple(sorted(options.items()))
-        predictor = self._take(key)
-        back: list[tuple[tuple[Any, ...], _core.Predictor]] = []
+        loan = Loan(self._take(key))
+        worked = False
         try:
-            if predictor is None:
-                predictor = _core.Predictor(model, **options)
-            yield predictor
-            back.append((key, predictor))
+            if loan.core is None:
+                loan.core = _core.Predictor(model, **options)
+            yield loan
+            worked = True
         finally:
             with self._lock:
                 self._in_use -= 1
-                self._idle += back
+                if worked and loan.core is not None:
+                    self._idle.append((key, loan.core))
+            loan.core = None
 
     def _take(self, key: tuple[Any, ...]) -> _core.Predictor | None:
         """Take an idle one with these options; else make room for a new one's memory."""
@@ -140,8 +159,10 @@ if hasattr(os, "register_at_fork"):
 class Model:
     """A network that makes a dose map of a PET (and a CT); made by :func:`dosemap.load_model`.
 
-    Any number of threads may use one model at a time. It can be pickled: what is pickled is the
-    path of its file, which is read again.
+    Any number of threads may use one model at a time. The memory that a prediction takes beside
+    the images is kept for the next one until the model is deleted, as often as there were
+    predictions at once. A model can be pickled: what is pickled is the path of its file, which is
+    read again.
     """
 
     __slots__ = ("__weakref__", "_core", "_path", "_pool")
@@ -308,7 +329,7 @@ dosegan-16-constructed (NOT TRAINED))
         return _predict(self, pet, keywords)
 
     @contextmanager
-    def _predictor(self, **options: Any) -> Iterator[_core.Predictor]:  # noqa: ANN401
+    def _predictor(self, **options: Any) -> Iterator[Loan]:  # noqa: ANN401
         """Lend a predictor of the core with these options to this thread."""
         if options.get("device") != "cpu":
             _installation.use_pypi_cudnn()
@@ -373,12 +394,31 @@ dosegan-16-constructed (NOT TRAINED))
             )
         return {name: np.asarray(array) for name, array in outputs}
 
-    def inspect(self, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    def inspect(
+        self,
+        *,
+        tile: int | Sequence[int] | None = None,
+        precision: str | None = None,
+        plan: str = "cpu",
+        batch: int | None = None,
+        windows: int | None = None,
+        convolutions: str | None = None,
+        device_properties: PathLike | None = None,
+    ) -> dict[str, Any]:
         """Card, graph, plan and cost, as ``dosemap inspect --json`` prints them.
 
-        Takes the keywords of :func:`dosemap.inspect`.
+        The keywords are those of :func:`dosemap.inspect`.
         """
-        return _installation.describe(self._core, **options)
+        return _installation.describe(
+            self._core,
+            tile=tile,
+            precision=precision,
+            plan=plan,
+            batch=batch,
+            windows=windows,
+            convolutions=convolutions,
+            device_properties=device_properties,
+        )
 
     def compare(self, other: Model | PathLike) -> dict[str, Any]:
         """Say what differs between this network and another: card, graph, each of the weights.
@@ -459,6 +499,9 @@ def _read_pet(
     """Read the image, and before it, as that takes longer, how to quantify it."""
     if is_path(pet):
         info = quantification(_core.PetInfo.read(path_of("pet", pet)), keywords)
+        sidecar = _absolute(info.sidecar) or ""
+        if sidecar.isascii() and len(sidecar) < _SIDECAR_BYTES:
+            info.sidecar = sidecar
         return _images.volume_of(pet, affine, "pet"), info
     info = quantification(_core.PetInfo(), keywords)
     return _images.volume_of(pet, affine, "pet"), info
@@ -469,10 +512,11 @@ def _read_ct(
 ) -> tuple[_images.Image | None, _core.Volume | None, _core.CtInfo | None]:
     is_hu, to_air = flag("ct_is_hu", keywords["ct_is_hu"]), keywords["nan_to_zero"]
     if keywords["ct"] is None:
-        if keywords["ct_affine"] is not None:
-            raise _errors.invalid(
-                "ct_affine is given without ct", "give ct, or leave ct_affine out"
-            )
+        for name, given in (("ct_affine", keywords["ct_affine"] is not None), ("ct_is_hu", is_hu)):
+            if given:
+                raise _errors.invalid(
+                    f"{name} is given without ct", f"give ct, or leave {name} out"
+                )
         return None, None, None
     image = _images.volume_of(keywords["ct"], keywords["ct_affine"], "ct", like=pet.volume)
     try:
@@ -495,18 +539,33 @@ def _read_labels(
 ) -> tuple[_core.Labels | None, str | None]:
     resample = flag("resample_labels", keywords["resample_labels"])
     if keywords["labels"] is None:
-        if keywords["label_names"] is not None:
-            raise _errors.invalid("label_names is given without labels", "give labels, too")
+        for name, given in (
+            ("label_names", keywords["label_names"] is not None),
+            ("resample_labels", resample),
+            ("vx", bool(thresholds_of(keywords["vx"]))),
+        ):
+            if given:
+                raise _errors.invalid(
+                    f"{name} is given without labels", f"give labels, or leave {name} out"
+                )
         return None, None
     return _images.labels_of(
         keywords["labels"], keywords["label_names"], resample, pet.dim, pet.affine
     )
 
 
+def _absolute(path: str | None) -> str | None:
+    """Give a path that holds in other working folders, too; as it is where this one has gone."""
+    try:
+        return path and os.path.abspath(path)
+    except OSError:
+        return path
+
+
 def _inputs(pet: object, keywords: dict[str, Any]) -> tuple[str, ...]:
     """Name the files that went into a prediction, which no output may overwrite."""
     images = _images.files_of(pet)
-    sidecars = [f"{image[: image.index('.nii')]}.json" for image in images if ".nii" in image]
+    sidecars = [f"{image[: image.rindex('.nii')]}.json" for image in images if ".nii" in image]
     names = keywords["label_names"]
     others = (keywords["ct"], keywords["labels"], names if is_path(names) else None)
     return (*images, *sidecars, *(file for other in others for file in _images.files_of(other)))
@@ -531,11 +590,12 @@ def _predict(model: Model, pet: object, keywords: dict[str, Any]) -> Prediction:
         error.in_file(image.path)
         raise
     sources = Sources(
-        pet=image,
-        ct_path=ct.path if ct else None,
-        labels_path=labels_path,
+        pet=image.volume,
+        pet_path=_absolute(image.path),
+        ct_path=_absolute(ct.path if ct else None),
+        labels_path=_absolute(labels_path),
         call=_call(model, pet, keywords),
         threads=options["threads"],
-        inputs=_inputs(pet, keywords),
+        inputs=tuple(filter(None, map(_absolute, _inputs(pet, keywords)))),
     )
     return Prediction(made, sources, options["v_thresholds"])

@@ -6,11 +6,12 @@ from __future__ import annotations
 import html
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import _core, _errors, _images
+from . import _core, _errors
 from ._dvh import Dvh
 from ._keywords import PathLike, count, path_of
 from ._volume import Volume, nifti_image
@@ -20,16 +21,20 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 _HTML_ROWS = 12
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a prediction came from: for the sidecar, and not to be overwritten."""
+    """Where a prediction came from: for the sidecar, and not to be overwritten.
 
-    pet: _images.Image
+    Paths are absolute: they hold whatever becomes the working folder.
+    """
+
+    pet: _core.Volume
+    pet_path: str | None
     ct_path: str | None
     labels_path: str | None
     call: str
@@ -107,7 +112,7 @@ class Prediction:
     @property
     def pet(self) -> Volume:
         """The PET that was predicted from, with its stored values (of an array: the array)."""
-        return Volume(self._sources.pet.volume)
+        return Volume(self._sources.pet)
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
@@ -170,7 +175,8 @@ class Prediction:
 
         These are the dose map (float32), ``NAME.json`` with the provenance and checksums, and with
         labels ``NAME_dvh.tsv`` and ``NAME_organs.tsv``. Each appears whole or not at all; a failure
-        removes what was written.
+        removes what was written. For the checksums that the sidecar names, PET, CT and labels that
+        were given as files have to be there still.
 
         Args:
             path: ``NAME.nii``, ``NAME.nii.gz`` or ``NAME.nii.zst``. Existing files are replaced,
@@ -194,7 +200,7 @@ class Prediction:
                     )
         self._core.write(
             name,
-            pet_path=sources.pet.path,
+            pet_path=sources.pet_path,
             ct_path=sources.ct_path,
             labels_path=sources.labels_path,
             command_line=sources.call,
@@ -202,14 +208,33 @@ class Prediction:
         )
         return [Path(output) for output in outputs]
 
-    def plot(self, **keywords: Any) -> Figure:  # noqa: ANN401
+    def plot(
+        self,
+        *,
+        at: Sequence[int] | None = None,
+        pet_max: float | None = None,
+        dose_max: float | None = None,
+        structures: Sequence[str] | str | None = None,
+        outlines: object = None,
+        figure: Figure | SubFigure | None = None,
+        figsize: tuple[float, float] | None = None,
+    ) -> Figure:
         """Three planes and the maximum intensity projection of PET and dose, and the DVHs.
 
-        Takes the keywords of :func:`dosemap.plot_prediction`. Needs matplotlib.
+        The keywords are those of :func:`dosemap.plot_prediction`. Needs matplotlib.
         """
         from ._plot import plot_prediction
 
-        return plot_prediction(self, **keywords)
+        return plot_prediction(
+            self,
+            at=at,
+            pet_max=pet_max,
+            dose_max=dose_max,
+            structures=structures,
+            outlines=outlines,
+            figure=figure,
+            figsize=figsize,
+        )
 
     # ---- At a glance ---------------------------------------------------------------------------
 

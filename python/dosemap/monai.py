@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from ._errors import Error, invalid, optional, wrong_type
 from ._keywords import device_of, running_options
-from ._model import Model, load_model
+from ._model import Loan, Model, load_model
 from ._progress import reporting
 
 for _package in ("numpy", "torch", "monai"):
@@ -190,7 +190,7 @@ class DosemapInferer(Inferer):
 
     def _run(
         self,
-        predictor: _core.Predictor,
+        predictor: Loan,
         graph: dict[str, Any],
         image: torch.Tensor,
         target: torch.Tensor,

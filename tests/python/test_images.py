@@ -308,8 +308,9 @@ def test_names_that_are_none(tiny, pet, ids, labels):
         ):
             refuse_labels(tiny, pet, form, words, kind, label_names=names)
     refuse_labels(tiny, pet, {"a": ids == 1}, "leave label_names out", label_names={1: "b"})
-    with pytest.raises(dosemap.InvalidValueError, match="label_names is given without labels"):
-        tiny.predict(pet, label_names={1: "a"})
+    for keywords in ({"label_names": {1: "a"}}, {"resample_labels": True}, {"vx": (1,)}):
+        with pytest.raises(dosemap.InvalidValueError, match="is given without labels"):
+            tiny.predict(pet, **keywords)
 
 
 def test_a_mask_is_one_structure(tiny, pet, ids):

@@ -437,6 +437,8 @@ def test_what_is_said_of_ct(pet_ct_path, tiny, pet, pet_data, affine):
         tiny.predict(pet, ct=pet)
     with pytest.raises(dosemap.InvalidValueError, match="ct_affine is given without ct"):
         tiny.predict(pet, ct_affine=affine)
+    with pytest.raises(dosemap.InvalidValueError, match="ct_is_hu is given without ct"):
+        tiny.predict(pet, ct_is_hu=True)
     with pytest.raises(dosemap.InvalidValueError, match="ct_is_hu=True"):
         model.predict(pet, ct=np.ones(pet_data.shape))
     assert model.predict(pet, ct=np.ones(pet_data.shape), ct_is_hu=True).unit == "Gy/GBq"
@@ -534,10 +536,28 @@ def test_inputs_are_not_overwritten(tiny, pet, pet_data, affine, labels, tmp_pat
     for of_volume in (dosemap.read(pet), pickle.loads(pickle.dumps(dosemap.read(pet)))):
         with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
             tiny.predict(of_volume, **SUV).save(pet)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / "liver.nii.gz").write_bytes(labels.read_bytes())
+    with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
+        tiny.predict(pet, labels=folder).save(folder / "liver.nii.gz")
     masks = {"a": nib.load(labels), "b": labels}
     with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
         tiny.predict(pet, labels=masks).save(labels)
     assert not list(tmp_path.glob("*.nii"))
+
+
+def test_saved_from_another_folder(tiny, pet, labels, tmp_path, monkeypatch):
+    """Paths that were relative to the folder where it was predicted are found again."""
+    monkeypatch.chdir(pet.parent)
+    p = tiny.predict(pet.name, labels=labels.name)
+    here = json.loads(p.save(tmp_path / "here.nii")[-1].read_text())
+    monkeypatch.chdir("/")
+    there = json.loads(p.save(tmp_path / "there.nii")[-1].read_text())
+    assert here["SourceFiles"] == there["SourceFiles"] and len(here["Sources"]) == 3
+    assert here["Sources"][0] == str(pet)
+    with pytest.raises(dosemap.InvalidValueError, match="would overwrite the input"):
+        p.save(labels)
 
 
 def test_where_it_cannot_be_saved(tiny, pet, tmp_path):

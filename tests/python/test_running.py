@@ -94,6 +94,16 @@ def test_a_predictor_is_used_again(tiny, pet, made):
     assert len(made) == 2
 
 
+def test_a_traceback_keeps_no_predictor(tiny):
+    """As of the exception that a notebook keeps."""
+    loans = []
+    with pytest.raises(dosemap.CancelledError) as caught, tiny._predictor(device="cpu") as loan:
+        loans.append(loan)
+        assert loan.core is not None
+        raise dosemap.CancelledError("by hand")
+    assert loans[0].core is None and caught.tb is not None and tiny._pool._idle == []
+
+
 def test_one_thread_keeps_one_predictor(tiny, pet, made):
     for n in range(1, 4):
         tiny.predict(pet, overlap=0)
