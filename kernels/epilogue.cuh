@@ -30,12 +30,12 @@ __device__ __forceinline__ place place_of(unsigned sample, unsigned voxel, const
     return p;
 }
 
-/* slope: alpha, or a channel's slope of PRELU. */
+/* slope: alpha, or a channel's slope of PRELU. NaN stays NaN. */
 __device__ __forceinline__ float activate(chain_op op, float v, float slope)
 {
     switch (op) {
     case CHAIN_RELU:
-        return v < 0 ? 0 : v; /* keeps NaN */
+        return v < 0 ? 0 : v;
     case CHAIN_LEAKY_RELU:
     case CHAIN_PRELU:
         return v < 0 ? slope * v : v;
@@ -52,6 +52,10 @@ __device__ __forceinline__ float activate(chain_op op, float v, float slope)
         return tanhf(v);
     case CHAIN_SOFTPLUS:
         return (v > 0 ? v : 0) + log1pf(expf(-fabsf(v)));
+    case CHAIN_AT_LEAST:
+        return v < slope ? slope : v;
+    case CHAIN_AT_MOST:
+        return v > slope ? slope : v;
     default:
         return v;
     }

@@ -100,6 +100,10 @@ __device__ __forceinline__ void activate8_link(const device_link &link, float8 &
         return activate8<CHAIN_SIGMOID>(v, 0.0f);
     case CHAIN_TANH:
         return activate8<CHAIN_TANH>(v, 0.0f);
+    case CHAIN_AT_LEAST:
+        return activate8<CHAIN_AT_LEAST>(v, link.alpha);
+    case CHAIN_AT_MOST:
+        return activate8<CHAIN_AT_MOST>(v, link.alpha);
     default:
         return activate8<CHAIN_SOFTPLUS>(v, 0.0f);
     }

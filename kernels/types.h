@@ -22,7 +22,9 @@ typedef enum chain_op {
     CHAIN_GELU_TANH,
     CHAIN_SIGMOID,
     CHAIN_TANH,
-    CHAIN_SOFTPLUS
+    CHAIN_SOFTPLUS,
+    CHAIN_AT_LEAST, /* alpha, where v is below it */
+    CHAIN_AT_MOST   /* alpha, where v is above it */
 } chain_op;
 
 /* One step of an input's or output's intensity transform, y = f(x). */

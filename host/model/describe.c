@@ -55,7 +55,7 @@ static json_t *chain_json(const plan *p, const plan_step *step)
         json_t *item = json_pack("{s:s}", "op", chain_op_name(link->op));
         if (link->tensor >= 0)
             json_put(&item, "tensor", json_string(p->tensors[link->tensor].name));
-        if (link->op == CHAIN_LEAKY_RELU || link->op == CHAIN_ELU)
+        if (chain_has_alpha(link->op))
             json_put(&item, "alpha", json_real((double)link->alpha));
         json_push(&chain, item);
     }

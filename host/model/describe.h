@@ -46,6 +46,9 @@ const char *chain_op_name(chain_op op);
 const char *quantity_name(dm_quantity quantity);
 /* Of the graph's output that the plan is for. */
 const char *plan_output_name(const plan *p);
+/* Is the operation's `alpha` used? */
+bool chain_has_alpha(chain_op op);
+
 /* "+bias add(skip) leaky_relu(0.2)" */
 void chain_text(const plan *p, const plan_step *step, char *text, size_t size);
 /* "3^3 stride 2 pad 1" */

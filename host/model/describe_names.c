@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <limits.h>
+#include <math.h>
 #include <stdarg.h>
 #include <string.h>
 
@@ -33,6 +34,7 @@ const char *chain_op_name(chain_op op)
         [CHAIN_ELU] = "elu",         [CHAIN_GELU] = "gelu",
         [CHAIN_SIGMOID] = "sigmoid", [CHAIN_GELU_TANH] = "gelu_tanh",
         [CHAIN_TANH] = "tanh",       [CHAIN_SOFTPLUS] = "softplus",
+        [CHAIN_AT_LEAST] = "max",    [CHAIN_AT_MOST] = "min",
     };
     return names[op];
 }
@@ -78,6 +80,11 @@ static void add(char *text, size_t size, const char *format, ...)
     va_end(arguments);
 }
 
+bool chain_has_alpha(chain_op op)
+{
+    return op == CHAIN_LEAKY_RELU || op == CHAIN_ELU || op == CHAIN_AT_LEAST || op == CHAIN_AT_MOST;
+}
+
 void chain_text(const plan *p, const plan_step *step, char *text, size_t size)
 {
     text[0] = 0;
@@ -88,7 +95,7 @@ void chain_text(const plan *p, const plan_step *step, char *text, size_t size)
         const char *name = chain_op_name(link->op);
         if (link->tensor >= 0)
             add(text, size, "%s(%s)", name, p->tensors[link->tensor].name);
-        else if (link->op == CHAIN_LEAKY_RELU || link->op == CHAIN_ELU)
+        else if (chain_has_alpha(link->op))
             add(text, size, "%s(%g)", name, (double)link->alpha);
         else
             add(text, size, "%s", name);
@@ -178,6 +185,12 @@ void node_text(const graph_node *node, char *text, size_t size)
     case OP_LEAKY_RELU:
     case OP_ELU:
         add(text, size, "alpha %g", (double)node->alpha);
+        break;
+    case OP_CLIP:
+        if (isfinite(node->low))
+            add(text, size, "min %g", (double)node->low);
+        if (isfinite(node->high))
+            add(text, size, "max %g", (double)node->high);
         break;
     case OP_GELU:
         add(text, size, "%s", node->gelu_tanh ? "tanh" : "erf");

@@ -27,6 +27,7 @@ typedef enum op_kind {
     OP_SIGMOID,
     OP_TANH,
     OP_SOFTPLUS,
+    OP_CLIP,
     OP_ADD,
     OP_MUL,
     OP_SUB,
@@ -73,10 +74,11 @@ typedef struct graph_node {
     int kernel[3], stride[3], dilation[3];
     int pad_begin[3], pad_end[3]; /* pools and convolutions; OP_PAD: cells added (>= 0) */
     int output_padding[3];
-    int groups;     /* convolutions; num_groups of GroupNormalization */
-    float alpha;    /* LeakyRelu, Elu */
-    float epsilon;  /* normalisations */
-    bool gelu_tanh; /* approximate="tanh" */
+    int groups;      /* convolutions; num_groups of GroupNormalization */
+    float alpha;     /* LeakyRelu, Elu */
+    float low, high; /* Clip; infinite: no bound */
+    float epsilon;   /* normalisations */
+    bool gelu_tanh;  /* approximate="tanh" */
     bool ceil_mode, count_include_pad;
     pad_mode pad;
     float pad_value;

@@ -21,6 +21,7 @@ const op_info op_table[OP_KIND_COUNT] = {
     [OP_SIGMOID] = {"Sigmoid", 1, 1, false},
     [OP_TANH] = {"Tanh", 1, 1, false},
     [OP_SOFTPLUS] = {"Softplus", 1, 1, false},
+    [OP_CLIP] = {"Clip", 1, 1, false},
     [OP_ADD] = {"Add", 2, 2, false},
     [OP_MUL] = {"Mul", 2, 2, false},
     [OP_SUB] = {"Sub", 2, 2, false},
@@ -43,6 +44,7 @@ const op_info op_table[OP_KIND_COUNT] = {
 #define NORMS (OP_BIT(OP_BATCH_NORM) | OP_BIT(OP_INSTANCE_NORM) | GROUP_NORM)
 #define SLOPED (OP_BIT(OP_LEAKY_RELU) | OP_BIT(OP_ELU))
 #define GELU OP_BIT(OP_GELU)
+#define CLIP OP_BIT(OP_CLIP)
 #define CONCAT OP_BIT(OP_CONCAT)
 #define RESIZE OP_BIT(OP_RESIZE)
 #define PAD OP_BIT(OP_PAD)
@@ -64,6 +66,8 @@ const attribute_info attribute_table[] = {
     {"num_groups", ATTRIBUTE_INT, GROUP_NORM, GROUP_NORM, AT(groups), 1, CHANNELS, {0}},
     {"epsilon", ATTRIBUTE_FLOAT, NORMS, 0, AT(epsilon), FLT_MIN, 1, {0}},
     {"alpha", ATTRIBUTE_FLOAT, SLOPED, 0, AT(alpha), -FLT_MAX, FLT_MAX, {0}},
+    {"min", ATTRIBUTE_FLOAT, CLIP, 0, AT(low), -FLT_MAX, FLT_MAX, {0}},
+    {"max", ATTRIBUTE_FLOAT, CLIP, 0, AT(high), -FLT_MAX, FLT_MAX, {0}},
     {"approximate", ATTRIBUTE_SWITCH, GELU, 0, AT(gelu_tanh), 0, 0, {"none", "tanh"}},
     {"axis", ATTRIBUTE_CHECK, CONCAT, 0, 0, 1, 1, {0}},
     {"ceil_mode", ATTRIBUTE_FLAG, POOLS, 0, AT(ceil_mode), 0, 1, {0}},

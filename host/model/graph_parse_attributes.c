@@ -2,6 +2,7 @@
 /* Attributes of a node: read by the table in graph_ops.c, turned into memory order z, y, x, and
  * checked against each other. */
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -25,6 +26,8 @@ static void set_defaults(graph_node *node)
     node->channel_step = 1;
     node->groups = 1;
     node->alpha = node->op == OP_ELU ? 1.0f : 0.01f;
+    node->low = -INFINITY;
+    node->high = INFINITY;
     node->epsilon = 1e-5f;
 }
 
@@ -180,6 +183,11 @@ static dm_status check_together(graph_context *c, const json_t *attributes, cons
                                "or dilation, %d",
                                node->output_padding[i], most);
     }
+    if (node->op == OP_CLIP && !isfinite(node->low) && !isfinite(node->high))
+        return context_bad(c, "it needs \"min\", \"max\" or both");
+    if (!(node->low <= node->high))
+        return context_bad(c, "\"min\" is %g and \"max\" %g: nothing lies between them",
+                           (double)node->low, (double)node->high);
     if (node->op == OP_RESIZE &&
         !json_object_get(attributes, "scales") == !json_object_get(attributes, "sizes"))
         return context_bad(c, "it needs either \"scales\" or \"sizes\"");

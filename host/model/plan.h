@@ -29,9 +29,9 @@ typedef struct plan_tensor {
 /* One pointwise operation on the running value of a step. */
 typedef struct chain_link {
     chain_op op;
-    int tensor; /* for *_TENSOR: same size as the result, or 1 channel and/or 1x1x1 voxels,
+    int tensor;  /* for *_TENSOR: same size as the result, or 1 channel and/or 1x1x1 voxels,
                    then broadcast */
-    float alpha;
+    float alpha; /* LEAKY_RELU, ELU; AT_LEAST and AT_MOST: the bound */
     const float
         *scale; /* per channel, owned by the plan; AFFINE: NULL counts as 1, and for shift 0 */
     const float *shift;

@@ -5,6 +5,7 @@
  * later takes it, since the other is ready by then.
  */
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -148,6 +149,19 @@ static dm_status add_activation(plan_draft *d, const graph_node *node, chain_lin
     return add_link(d, chain_step(d, node, input_of(d, node, 0), true), link);
 }
 
+/* A link for each bound, of which there is one at least. */
+static dm_status add_clip(plan_draft *d, const graph_node *node)
+{
+    chain_link link = {.op = CHAIN_AT_LEAST, .tensor = -1, .alpha = node->low};
+    draft_step *draft = chain_step(d, node, input_of(d, node, 0), true);
+    dm_status status = isfinite(node->low) ? add_link(d, draft, &link) : DM_OK;
+    link.op = CHAIN_AT_MOST;
+    link.alpha = node->high;
+    if (status == DM_OK && isfinite(node->high))
+        status = add_link(d, draft, &link);
+    return status;
+}
+
 /* The whole of `value`, or one value of it along all three axes. */
 static dm_status check_broadcast(plan_draft *d, const graph_node *node, int value)
 {
@@ -234,6 +248,8 @@ static dm_status add_node(plan_draft *d, const graph_node *node)
         return add_affine(d, node);
     if (node->op == OP_ADD || node->op == OP_MUL || node->op == OP_SUB)
         return add_arithmetic(d, node);
+    if (node->op == OP_CLIP)
+        return add_clip(d, node);
     if (activation_link(node, &link))
         return add_activation(d, node, &link);
     add_plain(d, node);

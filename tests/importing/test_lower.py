@@ -161,6 +161,20 @@ for kind, attributes in {
     case(kind, one(kind, **attributes), (9, 16), [kind])
 case("LeakyRelu with its default", one("LeakyRelu"), (9, 16), ["LeakyRelu"])
 case("Gelu", one("Gelu"), (20,), ["Gelu"])
+for name, bounds, expected in (
+    ("both bounds", {"min": -0.25, "max": 500.0}, ["Clip"]),
+    ("a lower bound", {"min": 0.3}, ["Clip"]),
+    ("an upper bound", {"max": -0.3}, ["Clip"]),
+    ("the lower bound 0", {"min": 0.0}, ["Relu"]),
+):
+    case(f"Clip, {name}, attributes", one("Clip", **bounds), (6, 10), expected)
+    case(
+        f"Clip, {name}",
+        one("Clip", *(key if key in bounds else "" for key in ("min", "max"))),
+        (11, 13, 21),
+        expected,
+        **{key: np.float32(bound) for key, bound in bounds.items()},
+    )
 case("Gelu by tanh", one("Gelu", approximate="tanh"), (20,), ["Gelu"])
 for name, slope in {
     "one": values(1),

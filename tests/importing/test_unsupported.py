@@ -55,6 +55,20 @@ refused(
     w=np.ones((1, 12, 2016), F32),
     r=np.ones((1, 12, 3), F32),
 )
+refused(
+    "clip to a computed bound",
+    [("Sigmoid", ["x"], ["m"], {}), ("Clip", ["x", "", "m"], ["y"], {})],
+    ["(Clip)", "'m' is computed by the network"],
+)
+refused(
+    "clip of nothing",
+    one("Clip", "a", "b"),
+    ["(Clip)", "min is 2.0 and its max 1.5"],
+    a=F32(2),
+    b=F32(1.5),
+)
+refused("clip to no number", one("Clip", "a"), ["(Clip)", "its min is nan"], a=F32("nan"))
+refused("clip to infinity", one("Clip", "a"), ["(Clip)", "its min is inf"], a=F32("inf"))
 refused("softmax", one("Softmax", axis=1), ["(Softmax)", "Sigmoid is possible"])
 refused("end in classes", one("ArgMax", axis=1), ["(ArgMax)", "take it off the end"])
 refused(

@@ -41,7 +41,7 @@ static void test_copies()
 /* Each operation alone, of values small and large. */
 static void test_operations()
 {
-    for (int op = CHAIN_AFFINE; op <= CHAIN_SOFTPLUS; op++)
+    for (int op = CHAIN_AFFINE; op <= CHAIN_AT_MOST; op++)
         for (element_type type : every_type)
             for (size_t channels : {5, 24})
                 for (float reach : {0.01f, 3.0f, 40.0f}) {

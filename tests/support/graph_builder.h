@@ -114,6 +114,8 @@ static inline graph_node build_attributes(op_kind op)
     graph_node node = {.op = op,
                        .groups = 1,
                        .alpha = op == OP_LEAKY_RELU ? 0.01f : 1.0f,
+                       .low = -INFINITY,
+                       .high = INFINITY,
                        .epsilon = 1e-5f,
                        .channel_end = INT_MAX,
                        .channel_step = 1};

@@ -116,6 +116,10 @@ static inline double chain_value(const plan *p, const chain_link *link, unsigned
         return tanh(v);
     case CHAIN_SOFTPLUS:
         return v > 0 ? v + log1p(exp(-v)) : log1p(exp(v));
+    case CHAIN_AT_LEAST:
+        return fmax(v, (double)link->alpha);
+    case CHAIN_AT_MOST:
+        return fmin(v, (double)link->alpha);
     }
     return NAN;
 }

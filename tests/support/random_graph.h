@@ -55,10 +55,15 @@ static inline int random_convolution(graph_builder *b, int x)
 static inline int random_activation(graph_builder *b, int x)
 {
     static const op_kind kinds[] = {OP_RELU, OP_LEAKY_RELU, OP_PRELU, OP_ELU,      OP_GELU,
-                                    OP_TANH, OP_SIGMOID,    OP_GELU,  OP_SOFTPLUS, OP_IDENTITY};
+                                    OP_TANH, OP_SIGMOID,    OP_CLIP,  OP_SOFTPLUS, OP_IDENTITY};
     graph_node node = build_attributes(kinds[build_pick(b, sizeof kinds / sizeof *kinds)]);
     node.alpha = build_uniform(b, 0.05, 0.6);
     node.gelu_tanh = build_chance(b, 50);
+    if (node.op == OP_CLIP) { /* both bounds, the lower or the upper one */
+        const float bound = 4 * node.alpha;
+        node.low = node.gelu_tanh || bound > 1.2f ? -bound : node.low;
+        node.high = node.gelu_tanh || bound <= 1.2f ? bound : node.high;
+    }
     size_t channels = build_channels(b, x);
     if (node.op != OP_PRELU)
         return build_with(b, &node, x);

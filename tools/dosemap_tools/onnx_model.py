@@ -160,10 +160,17 @@ class _Writer:
             inputs.append(self.constant(node, key, np.array(attributes.pop(key), np.int64)))
         return attributes
 
+    def clip(self, node: Json, inputs: list[str], attributes: Json) -> Json:
+        for name in ("min", "max"):
+            bound = attributes.pop(name, None)
+            inputs.append("" if bound is None else self.constant(node, name, np.float32(bound)))
+        return attributes
+
     def node(self, node: Json) -> onnx.NodeProto:
         inputs, attributes = list(node["inputs"]), dict(node.get("attributes", {}))
         rules: dict[str, Callable[[Json, list[str], Json], Json]] = {
             "AveragePool": self.pool,
+            "Clip": self.clip,
             "Concat": lambda _, __, given: {"axis": 1, **given},
             "MaxPool": self.pool,
             "Pad": self.pad,

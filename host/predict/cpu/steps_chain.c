@@ -73,6 +73,8 @@ MAP(map_sigmoid, sigmoid(x))
 MAP(map_tanh, tanh_fast(x))
 MAP(map_softplus, softplus(x))
 MAP(map_gelu_tanh, gelu_tanh(x))
+MAP(map_at_least, x < alpha ? alpha : x) /* NaN stays */
+MAP(map_at_most, x > alpha ? alpha : x)
 
 /* erfc, not 1 + erf: gelu(-5) would be lost in the subtraction. */
 static void map_gelu(float *row, size_t n)
@@ -126,6 +128,12 @@ static void apply(const bound_link *link, const step_buffers *buffers, const ten
         break;
     case CHAIN_SOFTPLUS:
         map_softplus(row, count, 0);
+        break;
+    case CHAIN_AT_LEAST:
+        map_at_least(row, count, link->alpha);
+        break;
+    case CHAIN_AT_MOST:
+        map_at_most(row, count, link->alpha);
         break;
     }
 }

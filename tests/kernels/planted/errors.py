@@ -102,6 +102,11 @@ ERRORS = [
         "pointwise: reversed subtraction", "epilogue.cuh",
         "        return v - t;", "        return t - v;", "test_pointwise", ("pointwise.cu",),
     ),
+    Planted(
+        "pointwise: the upper bound is a lower one", "epilogue.cuh",
+        "        return v > slope ? slope : v;", "        return v < slope ? slope : v;",
+        "test_pointwise", ("pointwise.cu",),
+    ),
     in_kernel(
         "pool: divided by the padding too", "pool.cu",
         "if (!pool.count_include_pad)", "if (pool.count_include_pad)", "test_pool",

@@ -117,6 +117,24 @@ static double activation(op_kind op, bool gelu_tanh, double x)
     }
 }
 
+/* One bound, the other, both; each cuts some of x4. */
+static void test_clip(void **state)
+{
+    (void)state;
+    for (unsigned bounds = 1; bounds < 4; bounds++) {
+        double wanted[4];
+        graph_node node = build_attributes(OP_CLIP);
+        node.low = bounds & 1 ? -0.5f : node.low;
+        node.high = bounds & 2 ? 0.5f : node.high;
+        begin4();
+        for (size_t i = 0; i < 4; i++) {
+            wanted[i] = bounds & 1 && x4[i] < -0.5 ? -0.5 : x4[i];
+            wanted[i] = bounds & 2 && x4[i] > 0.5 ? 0.5 : wanted[i];
+        }
+        check_values(build_with(&b, &node, b.input), wanted);
+    }
+}
+
 static void test_activations(void **state)
 {
     (void)state;
@@ -151,6 +169,7 @@ int main(void)
         cmocka_unit_test(test_instance_norm_by_its_formula),
         cmocka_unit_test(test_arithmetic_with_weights),
         cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_clip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -205,7 +205,8 @@ static void write_odd_network(weights_writer *w)
     weights_node(w, "Gelu", "gelu", "n", "g", "{'approximate': 'tanh'}");
     weights_node(w, "MaxPool", "pool", "g", "p",
                  "{'kernel_shape': [2, 2, 2], 'strides': [2, 2, 2], 'ceil_mode': 1}");
-    weights_node(w, "Resize", "grow", "p", "r",
+    weights_node(w, "Clip", "clip", "p", "b", "{'min': -1, 'max': 500}");
+    weights_node(w, "Resize", "grow", "b", "r",
                  "{'mode': 'nearest', 'scales': [2.0, 2.0, 2.0], 'nearest_mode': 'floor'}");
     weights_node(w, "Pad", "pad", "r", "q", "{'pads': [1, 0, 0, 0, 0, 0], 'mode': 'edge'}");
     weights_node(w, "Slice", "cut", "q", "s",
@@ -241,9 +242,11 @@ static void test_text_of_an_odd_network(void **state)
     has(text, "  5x1x3 pad 2,0,1\n");
     has(text, "  groups 2\n");
     has(text, "  2^3 stride 2 ceil\n");
-    has(text, "  nearest by 2,2,2 hal..\n");
+    has(text, "  nearest by 2,2,2 ha..\n");
     has(text, "  edge pad_begin 0,0,1\n");
-    has(text, "  channels 0:2:1 z 1:9:1\n");
+    has(text, "  min -1 max 500\n");
+    has(text, "max(-1) min(500)");
+    has(text, "  channels 0:2:1 z 1:..\n");
     has(text, "a-node-with-a-name");
     assert_null(strchr(text, '\x1b'));
     check_lines(text);
@@ -252,6 +255,10 @@ static void test_text_of_an_odd_network(void **state)
     assert_true(json_is_true(json_object_get(report, "per_tile_statistics")));
     assert_true(number(json_object_get(report, "plan"), "copies") >= 5);
     json_decref(report);
+    text = describe(model, NULL, DM_PRECISION_FLOAT32, true);
+    has(text, "\"op\": \"max\"");
+    has(text, "\"alpha\": 500.0");
+    dm_string_free(text);
     dm_model_free(model);
     weights_end(&w);
 }

@@ -48,9 +48,7 @@ HINTS = {
     "Einsum": "Conv, and Gemm with a constant matrix, are possible",
     "DepthToSpace": "ConvTranspose with stride goes up; pixel shuffling is not possible",
     "SpaceToDepth": "Conv with stride goes down; pixel shuffling is not possible",
-    **dict.fromkeys(
-        ["Max", "Min", "Clip"], "the larger or smaller of a value and a number is possible"
-    ),
+    **dict.fromkeys(["Max", "Min"], "the larger or smaller of a value and a number is possible"),
     "MeanVarianceNormalization": "InstanceNormalization and GroupNormalization are possible",
     "LpNormalization": "InstanceNormalization and GroupNormalization are possible",
     "LRN": "InstanceNormalization and GroupNormalization are possible",

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from dosemap_tools.importing.graph_builder import Made
+from dosemap_tools.importing.graph_builder import Made, attribute_number
 from dosemap_tools.importing.lowering import Rules, Step
 from dosemap_tools.importing.network import Json
 
@@ -17,6 +18,7 @@ RULES = Rules()
 _SAME = ("Relu", "Sigmoid", "Tanh", "Softplus")
 _ARITHMETIC = {"Add": "Add", "Sub": "Sub", "Mul": "Mul", "Div": "Mul"}
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+_LARGEST = 3.4028234e38  # of float32: bounds from there on are none
 _REMEDY_SIZES = (
     "operands of one shape, or one whose channels or spatial axes are 1, or a constant with one "
     "value or one per channel are possible"
@@ -44,6 +46,35 @@ def gelu(step: Step) -> Made:
     data, how = step.any_axes(), step.attribute("approximate", "none")
     attributes: Json = {} if how == "none" else {"approximate": how}
     return step.emit("Gelu", [data.name], attributes=attributes, like=data)
+
+
+@RULES.lowers("Clip")
+def clip(step: Step) -> Made:
+    """Lower bounds, which older versions have as attributes; some are none, or a Relu."""
+    data, low, high = step.any_axes(), _bound(step, "min", 1), _bound(step, "max", 2)
+    if low > high or low >= _LARGEST or high <= -_LARGEST:
+        step.fail(
+            f"its min is {low} and its max {high}", "give it bounds with numbers between them"
+        )
+    if low <= -_LARGEST and high >= _LARGEST:
+        return data
+    if low == 0 and high >= _LARGEST:
+        return step.emit("Relu", [data.name], like=data)
+    given = {"min": low, "max": high}
+    attributes = {name: bound for name, bound in given.items() if abs(bound) < _LARGEST}
+    return step.emit("Clip", [data.name], attributes=attributes, like=data)
+
+
+def _bound(step: Step, name: str, index: int) -> float:
+    found = step.attribute(name)
+    if found is None:
+        found = step.constant(index, name)
+    if found is None:
+        return -math.inf if name == "min" else math.inf
+    bound = np.asarray(found, np.float32)
+    if bound.size != 1 or not (bound == bound).all():
+        step.fail(f"its {name} is {found}", "give it one number")
+    return attribute_number(float(bound.reshape(())))
 
 
 @RULES.lowers("PRelu")

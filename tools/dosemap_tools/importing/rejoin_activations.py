@@ -25,7 +25,6 @@ from dosemap_tools.importing.graph_edit import (
     Editor,
     attribute,
     constant,
-    elements,
     in_order,
     is_constant,
     is_float,
@@ -526,7 +525,7 @@ def _bounded(curve: _Curve) -> tuple[str, Emit, int] | None:
     lo, hi = (low if below else -math.inf), (high if above else math.inf)
     if not (below or above) or not curve.is_like(lambda x: np.clip(a * x + b, lo, hi)):
         return None
-    return "Clip", lambda w: w.clip(a, b, lo, hi), 6
+    return "Clip", lambda w: w.clip(a, b, lo, hi), 1 + (a != 1) + (b != 0)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -557,7 +556,11 @@ class _Writer:
         self.shape = shape_of(region.x) or ()
 
     def __call__(
-        self, kind: str, *inputs: ir.Value, version: int | None = None, **attributes: float | str
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        version: int | None = None,
+        **attributes: float | str,
     ) -> ir.Value:
         operands = inputs or (self.x,)
         return self.editor.add(
@@ -579,23 +582,12 @@ class _Writer:
         return self("PRelu", self.x, weight)
 
     def clip(self, a: float, b: float, low: float, high: float) -> ir.Value:
-        """Return a x + b within bounds, by Relu.
-
-        high - relu(high - low - relu(a x + b - low)) is exact outside of the bounds and rounds
-        twice inside of them.
-        """
+        """Return a x + b within bounds."""
         value = self.times(self.x, a)
-        if low == -math.inf:  # high - relu(high - b - a x)
-            value = self("Relu", self("Sub", self.number(high - b), value))
-            return self("Sub", self.number(high), value)
-        if b != low:
-            value = self("Add", value, self.number(b - low))
-        value = self("Relu", value)
-        if high == math.inf:
+        if b == low and high == math.inf:  # bent where a x is 0
+            value = self("Relu", value)
             return value if low == 0 else self("Add", value, self.number(low))
-        value = self("Relu", self("Sub", self.number(high - low), value))
-        if elements(self.shape) and not any("Clip by Relu" in r for r in self.editor.remarks):
-            self.editor.remarks.append(
-                "Clip by Relu: bounds exact, 2e-7 of their distance off between them"
-            )
-        return self("Sub", self.number(high), value)
+        if b != 0:
+            value = self("Add", value, self.number(b))
+        bounds = [self.number(bound) if math.isfinite(bound) else None for bound in (low, high)]
+        return self("Clip", value, *bounds, version=13)
