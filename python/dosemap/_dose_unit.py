@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dose map is in: its sidecar says it, as `dosemap dvh` reads it, or the caller."""
+"""What a dose map is in: its sidecar says it, or the caller; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def find(unit: str | None, path: str | None) -> str:
         raise _errors.invalid(
             f"unit={unit!r}, but its sidecar says {said}", "leave the unit out", where=path
         )
-    return unit or said or "Gy"
+    if not (unit or said):
+        raise _errors.invalid(
+            "the unit of the dose map is not known: it has no sidecar that says it",
+            "give unit='Gy' or unit='Gy/GBq'",
+            where=path,
+        )
+    return unit or said or ""
 
 
 def _of_sidecar(dose_path: str) -> str | None:

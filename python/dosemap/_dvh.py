@@ -381,8 +381,8 @@ def dvh(
             "totalsegmentator:total" or "totalsegmentator:head_glands_cavities". None: the BIDS
             table NAME.tsv beside a label file, if there is one, else "label_ID".
         resample_labels: bring labels from another grid onto the dose map's, by nearest neighbour.
-        unit: "Gy" or "Gy/GBq". None: what the sidecar of a path says, then Gy; the prediction's;
-            it is needed for other dose maps in memory.
+        unit: "Gy" or "Gy/GBq". None: what the sidecar of a path says, or the prediction's own;
+            without either it is asked for.
         vx: doses, in ``unit``, 0 or more: the volume that receives at least that much.
         threads: CPU threads; None: OMP_NUM_THREADS, then all cores.
 

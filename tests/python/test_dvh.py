@@ -57,6 +57,7 @@ def save(path, data, affine=AFFINE):
 
 @pytest.fixture
 def dose_path(tmp_path):
+    (tmp_path / "dose.json").write_text('{"Units": "Gy"}')
     return save(tmp_path / "dose.nii.gz", random_dose())
 
 
@@ -150,20 +151,26 @@ def test_unit_of_the_sidecar(tmp_path, labels_path, ends):
     ids=["unit", "list", "array", "empty", "cut", "bytes", "twice", "NaN", "deep", "utf16", "big"],
 )  # fmt: skip
 def test_sidecars_of_others(dose_path, labels_path, content):
-    """What says nothing to the command line says nothing here: the map is in Gy."""
+    """What says nothing to the command line, which then takes Gy, says nothing here, either."""
     dose_path.with_name("dose.json").write_bytes(content)
     assert "mean_gy" in command_line(dose_path, "--labels", labels_path)[0]
-    assert dosemap.dvh(dose_path, labels_path).unit == "Gy"
+    with pytest.raises(dosemap.InvalidValueError, match=r"no sidecar.*give unit='Gy' or"):
+        dosemap.dvh(dose_path, labels_path)
+    assert dosemap.dvh(dose_path, labels_path, unit="Gy").unit == "Gy"
     assert dosemap.dvh(dose_path, labels_path, unit="Gy/GBq").unit == "Gy/GBq"
 
 
 def test_sidecar_that_is_a_folder(dose_path, labels_path):
+    dose_path.with_name("dose.json").unlink()
     dose_path.with_name("dose.json").mkdir()
-    assert dosemap.dvh(dose_path, labels_path).unit == "Gy"
+    with pytest.raises(dosemap.InvalidValueError, match="no sidecar that says it"):
+        dosemap.dvh(dose_path, labels_path)
+    assert dosemap.dvh(dose_path, labels_path, unit="Gy").unit == "Gy"
 
 
 def test_sidecar_that_cannot_be_read(dose_path, labels_path):
     sidecar = dose_path.with_name("dose.json")
+    dose_path.with_name("dose.json").unlink()
     sidecar.symlink_to(sidecar)
     assert run("dvh", dose_path, "--labels", labels_path).returncode == 1
     with pytest.raises(dosemap.FileError, match="cannot read the sidecar") as e:
