@@ -124,6 +124,9 @@ class running
         } catch (const std::system_error &failure) {
             end();
             raise_no_thread(failure);
+        } catch (...) {
+            end();
+            throw;
         }
     }
     ~running()
