@@ -88,9 +88,9 @@ class Loan:
 class _Pool:
     """Models made ready, with what they need of memory. No thread ever waits for another's.
 
-    Kept for the next PET are as many, those in use included, as were in use at once: those that
-    were used last, whatever their options. So a thread for each GPU keeps its own, and one thread
-    that changes its options one alone.
+    Kept for the next PET are as many, those in use included, as ever were in use at once: those
+    that were used last, whatever their options. So a thread for each GPU keeps its own, and where
+    there has only been one thread, it keeps one, however it changes its options.
     """
 
     def __init__(self) -> None:
