@@ -173,8 +173,9 @@ class Prediction:
     def save(self, path: PathLike, *, threads: int | None = None) -> list[Path]:
         """Write the files that ``dosemap predict -o PATH`` writes, with the same bytes.
 
-        But for the sidecar's times and command line, and its paths, which are absolute. These are the dose map (float32), ``NAME.json`` with the provenance and checksums, and with
-        labels ``NAME_dvh.tsv`` and ``NAME_organs.tsv``. Each appears whole or not at all; a failure
+        But for the sidecar's times and command line, and its paths, which are absolute. The files
+        are the dose map (float32), ``NAME.json`` with the provenance and checksums, and with labels
+        ``NAME_dvh.tsv`` and ``NAME_organs.tsv``. Each appears whole or not at all; a failure
         removes what was written. For the checksums that the sidecar names, PET, CT and labels that
         were given as files have to be there still.
 
