@@ -19,7 +19,7 @@ FOLDER = Path(os.environ.get("DOSEMAP_WHEELS", "no-folder"))
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="$DOSEMAP_WHEELS is not set")
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ROOT / "weights/dosegan-16-constructed.safetensors.zst"
-CLEAN = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2"}
+CLEAN = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "2", "MPLBACKEND": "agg"}
 
 
 class Environment:
@@ -27,6 +27,8 @@ class Environment:
 
     def __init__(self, folder, packages=None):
         venv.create(folder, with_pip=False)
+        self.home = folder / "home"  # caches of others go there
+        self.home.mkdir()
         self.bin = folder / "bin"
         (wheel,) = FOLDER.glob("*.whl")
         pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python")]
@@ -42,7 +44,7 @@ class Environment:
         words = [str(word) for word in command]
         done = subprocess.run(
             [str(self.bin / words[0]), *words[1:]],
-            env=CLEAN | {"DOSEMAP_MODEL": str(SMALL)} | environment,
+            env=CLEAN | {"HOME": str(self.home), "DOSEMAP_MODEL": str(SMALL)} | environment,
             capture_output=True,
             text=True,
             check=False,
@@ -122,8 +124,7 @@ print(type(table).__module__, again.plot())
 
 
 def test_arrays_tables_and_figures(full, example):
-    printed = full.python(ARRAYS, f"{example}_pet.nii.gz", f"{example}_dseg.nii.gz",
-                          MPLBACKEND="agg", HOME=os.environ["HOME"])  # fmt: skip
+    printed = full.python(ARRAYS, f"{example}_pet.nii.gz", f"{example}_dseg.nii.gz")
     assert printed.startswith("pandas") and "Figure" in printed
 
 
