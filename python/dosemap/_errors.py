@@ -7,6 +7,9 @@ import errno
 import importlib
 import os
 import re
+import sys
+import warnings
+from types import FrameType
 from typing import Any
 
 # dm_status of dosemap.h.
@@ -202,6 +205,15 @@ def error_of(status: int, where: str, what: str, remedy: str) -> Error:
 def invalid(what: str, remedy: str = "", where: str = "") -> InvalidValueError:
     """Make the error of an argument that is missing, out of range, or contradicts another."""
     return InvalidValueError(what, where, remedy, VALUE)
+
+
+def warn(text: str) -> None:
+    """Warn at the line, outside of this package, that called it."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame and os.path.dirname(frame.f_code.co_filename) == os.path.dirname(__file__):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def described(value: object) -> str:

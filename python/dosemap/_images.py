@@ -427,6 +427,11 @@ def _names(names: LabelNames) -> str | dict[int, str] | None:
     if not is_path(names):
         wanted = "a dict such as {1: 'liver'}, a file, or 'totalsegmentator:total'"
         raise _errors.wrong_type("label_names", names, wanted)
+    if names == "totalsegmentator":
+        raise _errors.invalid(
+            "label_names='totalsegmentator' does not say of which task",
+            "use 'totalsegmentator:total' or 'totalsegmentator:head_glands_cavities'",
+        )
     return path_of("label_names", names)
 
 
@@ -456,8 +461,18 @@ def labels_of(
         array, place = _label_voxels(labels, "labels", dim, affine)
         made = _core.Labels.from_ids(_ids_of(array, "labels"), place, _names(names))
     if resample:
-        made = made.resample(dim, affine)
+        there = made.resample(dim, affine)
+        if any(_voxels(made)) and not any(_voxels(there)):
+            _errors.warn(
+                f"{path or 'labels'}: no structure reaches into the image: are they another "
+                "patient's, or is one of the affines wrong?"
+            )
+        made = there
     return made, path
+
+
+def _voxels(labels: _core.Labels) -> list[int]:
+    return [voxels for _, _, voxels in labels.structures]
 
 
 def _label_voxels(

@@ -154,7 +154,12 @@ def quantification(info: _core.PetInfo, keywords: dict[str, Any]) -> _core.PetIn
     if units is not None:
         is_spelling = isinstance(units, str) and units.lower().replace("/", "") in _UNITS
         word = units.lower().replace("/", "") if is_spelling else units
-        info.units = choice("units", word, _UNITS)
+        chosen, said = choice("units", word, _UNITS), info.units
+        if said not in (None, chosen):
+            _errors.warn(
+                f"{info.sidecar}: the values are in {said!r}, it says; units={chosen!r} is taken"
+            )
+        info.units = chosen
     if decay is not None:
         info.decay = choice("decay_correction", decay, _DECAYS)
     if radionuclide is not None:
@@ -314,6 +319,7 @@ def pet_info(path: PathLike) -> PetKeywords:
         path: of the PET, not of its sidecar.
 
     Raises:
+        FileMissingError: there is neither such a file nor a sidecar for it.
         FormatError: the sidecar is not JSON.
         InvalidValueError: a value of the wrong type, negative, or an unknown word.
 
@@ -330,7 +336,10 @@ def pet_info(path: PathLike) -> PetKeywords:
         'Gy/GBq'
 
     """
-    info = _core.PetInfo.read(path_of("path", path))
+    name = path_of("path", path)
+    info = _core.PetInfo.read(name)
+    if not info.sidecar and not os.path.exists(name):
+        raise _errors.FileMissingError("there is no such file", name, "check the path")
     known: dict[str, str | float | None] = {
         "units": info.units,
         "decay_correction": info.decay,

@@ -7,7 +7,6 @@ import datetime
 import json
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -526,10 +525,9 @@ def _read_ct(
         raise
     if info.activity_covered < _COVERED_ENOUGH:
         outside = 100 * (1 - info.activity_covered)
-        warnings.warn(
+        _errors.warn(
             f"{image.path or 'ct'}: {outside:.3g} % of the PET's activity lie outside of this CT, "
-            "where air (-1000 HU) is assumed",
-            stacklevel=4,
+            "where air (-1000 HU) is assumed"
         )
     return image, volume, info
 

@@ -234,7 +234,8 @@ def test_labels_outside_the_map(tmp_path, dose_path):
     away = AFFINE.copy()
     away[0, 3] += 1000
     other = save(tmp_path / "away.nii", organ_ids(), away)
-    dvh = dosemap.dvh(dose_path, other, resample_labels=True)
+    with pytest.warns(UserWarning, match=r"away\.nii: no structure reaches into the image"):
+        dvh = dosemap.dvh(dose_path, other, resample_labels=True)
     expected = command_line(dose_path, "--labels", other, "--resample-labels")
     assert without_nan(dvh.records()) == expected
     assert all(s.voxels == 0 for s in dvh) and len(dvh) == 3

@@ -318,7 +318,16 @@ def test_pet_info_gives_the_keywords_of_any_sidecar(tiny, pet, tmp_path):
     files = by_program(tmp_path, pet, tiny)
     assert_same_voxels(tiny.predict(pet), files)
     assert_same_voxels(tiny.predict(nib.load(pet), **known), files)
-    assert dosemap.pet_info(tmp_path / "none.nii.gz") == {}
+    with pytest.raises(FileNotFoundError, match=r"none\.nii\.gz: there is no such file"):
+        dosemap.pet_info(tmp_path / "none.nii.gz")
+    alone = tmp_path / "alone.nii.gz"
+    alone.write_bytes(pet.read_bytes())
+    assert dosemap.pet_info(alone) == {}
+    with pytest.warns(
+        UserWarning, match="_pet.json: the values are in 'bqml'.*'suv' is taken"
+    ) as said:
+        tiny.predict(pet, units="suv")
+    assert said[0].filename == __file__
 
 
 # ---- Structures ----------------------------------------------------------------------------------
@@ -365,6 +374,8 @@ def test_names_of_labels(tiny, pet, labels, ids, tmp_path):
     files = by_program(tmp_path, pet, tiny, *words)
     for form in (labels, ids):
         prediction = tiny.predict(pet, labels=form, label_names="totalsegmentator:total")
+        with pytest.raises(dosemap.InvalidValueError, match="use 'totalsegmentator:total'"):
+            tiny.predict(pet, labels=form, label_names="totalsegmentator")
         assert prediction.dvh.names == ["spleen", "kidney_left"]
         assert_same_tables(prediction, tmp_path, files)
 
