@@ -267,11 +267,13 @@ def heap_bytes():
 
 
 def threads_left():
-    """Threads of this process; OpenMP's end a moment after the one they belong to."""
-    end = time.monotonic() + 10
-    while (threads := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
-        time.sleep(0.05)
-    return threads
+    """Threads of this process, once those of OpenMP have ended, a moment after their calls."""
+    seen, count = 0, -1
+    while count != seen:
+        count = seen
+        time.sleep(0.2)
+        seen = len(os.listdir("/proc/self/task"))
+    return seen
 
 
 def state():
