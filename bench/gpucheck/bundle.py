@@ -75,7 +75,7 @@ def make_weights(folder: Path) -> None:
 def install(folder: Path, prefix: Path, images: Path, facts: dict[str, object]) -> None:
     """Install what was built, and lay weights and images beside it."""
     shutil.rmtree(prefix, ignore_errors=True)
-    for part in ("Unspecified", "bundled", "gpu_tests"):
+    for part in ("Unspecified", "program", "bundled", "gpu_tests"):
         _run(
             "cmake",
             "--install",
